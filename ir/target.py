@@ -1,0 +1,109 @@
+"""What a runtime can compute in integers, as data: passes read it, ``pipelines/targets/*.yaml`` writes it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Literal
+
+import numpy as np
+
+from qat2int8.ir.interval import Interval
+from qat2int8.ir.quant import INT8, UINT8, Provenance, QuantDType, QuantParams
+
+
+class Contract(StrEnum):
+    """How an op's integer kernel wants its tensors."""
+
+    COMPUTE = "compute"
+    """Dequantized inputs, int32 bias, one quantizer on the output: Conv, Gemm, MatMul."""
+    ELEMENTWISE = "elementwise"
+    """Every input and the output on grids of their own: Add, Mul, Concat, GlobalAveragePool."""
+    MOVEMENT = "movement"
+    """Moves or selects elements: runs on the integers themselves, input and output share one grid."""
+
+
+@dataclass(frozen=True)
+class OpRule:
+    """How one op type becomes an integer kernel of the target."""
+
+    contract: Contract
+    float_output: bool = False
+    """Whether the kernel can also end in float (Gemm and MatMul heads)."""
+    absorbs: tuple[str, ...] = ()
+    """Activations that vanish in the output's quantizer when its grid saturates where they clamp."""
+    weight_axis: int | None = None
+    """Output-channel axis of a constant second input; None: the weight is per tensor only."""
+    data_inputs: tuple[int, ...] = (0,)
+    """Which inputs carry tensors on grids; the others (shapes, indices, bounds) are left alone."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """A runtime and what it accepts.
+
+    ``activation`` is the integer type activations are lowered to; with ``zero_point`` "any" a range may sit
+    anywhere (asymmetric), with "symmetric" zero is always level 0. Weights are int8 with zero point 0.
+    """
+
+    name: str
+    description: str
+    activation: Literal["uint8", "int8"]
+    zero_point: Literal["any", "symmetric"]
+    per_channel_weights: bool
+    int32_bias: bool
+    min_opset: int
+    max_opset: int
+    max_ir_version: int
+    ops: Mapping[str, OpRule] = field(default_factory=dict)
+
+    @property
+    def activation_dtype(self) -> QuantDType:
+        """The grid type of activations."""
+        return UINT8 if self.activation == "uint8" else INT8
+
+    def grid_for(self, span: Interval, *, source: Provenance, origin: str) -> QuantParams:
+        """The finest grid of this target's activations that holds ``span`` and, exactly, 0.0.
+
+        Args:
+            span: a bounded interval of real values.
+
+        Raises:
+            ValueError: ``span`` is unbounded.
+        """
+        if not span.bounded:
+            raise ValueError(f"no grid holds {span}")
+        dtype = self.activation_dtype
+        if self.zero_point == "symmetric":
+            step = max(span.amax, _TINY) / dtype.qmax
+            return QuantParams.make(step, 0, dtype, source=source, origin=origin)
+        lo, hi = min(span.lo, 0.0), max(span.hi, 0.0)
+        step = float(np.float32(max(hi - lo, _TINY) / (dtype.qmax - dtype.qmin)))
+        zero = int(np.clip(round(dtype.qmin - lo / step), dtype.qmin, dtype.qmax))
+        return QuantParams.make(step, zero, dtype, source=source, origin=origin)
+
+    def lower(self, params: QuantParams) -> QuantParams | None:
+        """The same real values on this target's activation type, or None where the target cannot hold them.
+
+        Moving between signed and unsigned shifts the zero point by half the range and keeps every level, so
+        it is bit exact.
+        """
+        dtype = self.activation_dtype
+        if params.per_channel or params.dtype.bits > dtype.bits:
+            return None
+        if params.dtype.signed == dtype.signed:
+            shifted = params.zero_point
+        else:
+            shift = 1 << (params.dtype.bits - 1)
+            shifted = params.zero_point + (shift if params.dtype.signed else -shift)
+        lowered = QuantDType(params.dtype.bits, dtype.signed, params.dtype.narrow_range and dtype.signed)
+        if np.any(shifted < lowered.qmin) or np.any(shifted > lowered.qmax):
+            return None
+        if self.zero_point == "symmetric" and np.any(shifted != 0):
+            return None
+        return params.with_(zero_point=shifted.astype(np.int32), dtype=lowered)
+
+
+_TINY = 1e-6
+"""A range of a constant-zero tensor still needs a positive step."""

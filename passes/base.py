@@ -1,0 +1,77 @@
+"""What a pass is: a frozen dataclass whose fields are its options, with one method that changes a model."""
+
+from __future__ import annotations
+
+import abc
+import enum
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from qat2int8.ir import Code, Diagnostic, Fact, Model, Severity, Target
+
+__all__ = ["Context", "Numerics", "Pass", "PassResult"]
+
+
+class Numerics(enum.StrEnum):
+    """How far a pass may move the model's outputs; the bound of the numeric check between passes."""
+
+    EXACT = "exact"
+    """Not at all, beyond the reordering of float additions."""
+    CLOSE = "close"
+    """By float rounding: constants were folded into one another."""
+    QUANTIZING = "quantizing"
+    """By quantization steps: grids were moved, added or removed."""
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a pass may read besides the model."""
+
+    target: Target
+
+
+@dataclass(frozen=True)
+class PassResult:
+    """What a pass did.
+
+    ``counts`` names what was changed and how often ("fused": 3); a count that is not a change (things seen,
+    things skipped) belongs into a diagnostic. ``modified`` follows from the counts.
+    """
+
+    counts: Mapping[str, int] = field(default_factory=dict)
+    diagnostics: tuple[Diagnostic, ...] = ()
+
+    @property
+    def modified(self) -> bool:
+        """Whether the model or its tables were changed."""
+        return any(self.counts.values())
+
+
+class Pass(abc.ABC):
+    """One small rewrite of a model.
+
+    A pass keeps no state between runs, calls no other pass and prints nothing. It takes a valid model and
+    leaves a valid one; run twice, it changes nothing more. Graph input and output names are never changed.
+
+    Subclasses are frozen dataclasses: their fields are the pass's options and need defaults.
+    """
+
+    name: ClassVar[str]
+    requires: ClassVar[frozenset[Fact]] = frozenset()
+    provides: ClassVar[frozenset[Fact]] = frozenset()
+    invalidates: ClassVar[frozenset[Fact]] = frozenset()
+    numerics: ClassVar[Numerics] = Numerics.EXACT
+
+    @abc.abstractmethod
+    def run(self, model: Model, ctx: Context) -> PassResult:
+        """Change ``model`` in place.
+
+        Raises:
+            Qat2Int8Error: the model cannot be handled; the message says what, where and what to do.
+        """
+
+    def note(self, code: Code, reason: str, **where: Any) -> Diagnostic:
+        """A diagnostic of this pass; ``severity`` is a warning unless given."""
+        severity = where.pop("severity", Severity.WARNING)
+        return Diagnostic(code, severity, reason, pass_name=self.name, **where)

@@ -1,0 +1,1 @@
+"""Targets: one YAML file each."""
