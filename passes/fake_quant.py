@@ -1,0 +1,312 @@
+"""Recognise fake quantization: the nodes that put a float tensor on an integer grid and back.
+
+Not a pass. The forms read here are those of ONNX QuantizeLinear and DequantizeLinear (versions 10 to 25, and the
+same two ops of the ``com.microsoft`` domain); another dialect is either rewritten to them before, or gets one more
+branch in :func:`recognise`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as oir
+
+from qat2int8.ir import INT32, InvalidModel, Model, QuantDType, QuantParams
+
+_DOMAINS = ("", "com.microsoft")
+_DEFAULT_AXIS = 1
+_LEAVE = "the tensor stays float between these nodes; "
+
+
+@dataclass(frozen=True, eq=False)
+class FakeQuant:
+    """One fake quantization.
+
+    Attributes:
+        source: what is quantized: a float tensor, or the integer initializer of a weight stored quantized.
+        output: the float tensor on the grid.
+        nodes: from the first node after ``source`` to the DequantizeLinear.
+        params: the grid.
+        constant: whether ``source`` depends on no graph input: the fake quant belongs to a weight or a bias.
+    """
+
+    source: oir.Value
+    output: oir.Value
+    nodes: tuple[oir.Node, ...]
+    params: QuantParams
+    constant: bool
+
+    @property
+    def is_bias(self) -> bool:
+        """Whether the integers are 32 bits wide: accumulator levels of a bias, not a grid of their own."""
+        return self.params.dtype.bits > 8
+
+
+@dataclass(frozen=True, eq=False)
+class Refusal:
+    """A DequantizeLinear that is no fake quant we can carry; it stays in the graph and computes what it did.
+
+    ``where`` is what a diagnostic needs to name the place: ``node``, ``value`` and ``remedy``.
+    """
+
+    output: oir.Value
+    reason: str
+    constant: bool
+    where: dict[str, str] = field(default_factory=dict)
+
+
+class _Unsupported(Exception):
+    """Why one DequantizeLinear is refused; never leaves this module."""
+
+    def __init__(self, reason: str, remedy: str) -> None:
+        self.reason, self.remedy = reason, remedy
+        super().__init__(reason)
+
+
+def fake_quants(model: Model) -> Iterator[FakeQuant | Refusal]:
+    """Every DequantizeLinear of the main graph, read as a fake quant or refused, in graph order.
+
+    The graph is read as the iteration goes on, so a pass may remove what it was given before it asks for the next.
+
+    Raises:
+        InvalidModel: a scale, zero point or axis is wrong.
+    """
+    constants: set[oir.Value] = set()
+    for node in model.nodes():
+        if node.graph is None:
+            continue
+        if _depends_on_constants_only(node, constants):
+            constants.update(node.outputs)
+        if _is(node, "DequantizeLinear"):
+            yield recognise(model, node, constant=node.outputs[0] in constants)
+
+
+def recognise(model: Model, dequantize: oir.Node, *, constant: bool) -> FakeQuant | Refusal:
+    """Read ``source -> [QuantizeLinear] -> [Clip | Cast]* -> DequantizeLinear``, or say why that is not there.
+
+    Raises:
+        InvalidModel: a scale is not a positive number, or scale, zero point and axis do not fit the tensor.
+    """
+    try:
+        return _read(model, dequantize, constant)
+    except _Unsupported as refused:
+        output = dequantize.outputs[0]
+        where = {"node": dequantize.name or "", "value": output.name or "", "remedy": _LEAVE + refused.remedy}
+        return Refusal(output, refused.reason, constant, where)
+
+
+def remove(model: Model, fake: FakeQuant, stand_in: oir.Value) -> None:
+    """Let the consumers of ``fake`` read ``stand_in``, and remove of its nodes and constants what nobody reads.
+
+    A graph output keeps its name (see :meth:`Model.bypass`); a quantizer whose integers are read elsewhere stays.
+    """
+    *upstream, dequantize = fake.nodes
+    parameters = [value for node in fake.nodes for value in node.inputs if value is not None]
+    dequantize.replace_input_with(0, stand_in)
+    model.bypass(dequantize)
+    for node in reversed(upstream):
+        integers = node.outputs[0]
+        if integers.uses() or integers.is_graph_output():
+            break
+        model.graph.remove(node, safe=True)
+    for value in parameters:
+        if value is not stand_in:
+            drop_unused_initializer(model, value)
+
+
+def drop_unused_initializer(model: Model, value: oir.Value) -> None:
+    """Remove ``value`` from the initializers of the main graph if nothing reads it."""
+    if value.is_initializer() and not value.uses() and not value.is_graph_output() and value.graph is model.graph:
+        assert value.name is not None
+        model.graph.initializers.pop(value.name)
+        model.scales.discard(value)
+
+
+def _is(node: oir.Node | None, op_type: str) -> bool:
+    return node is not None and node.domain in _DOMAINS and node.op_type == op_type
+
+
+def _is_constant(value: oir.Value) -> bool:
+    return value.const_value is not None and not value.is_graph_input()
+
+
+def _depends_on_constants_only(node: oir.Node, constants: set[oir.Value]) -> bool:
+    inputs = [value for value in node.inputs if value is not None]
+    if not inputs or any(attr.type is oir.AttributeType.GRAPH for attr in node.attributes.values()):
+        return False
+    return all(value in constants or _is_constant(value) for value in inputs)
+
+
+def _read(model: Model, dequantize: oir.Node, constant: bool) -> FakeQuant:
+    links, integers = _links(dequantize)
+    top = integers.producer()
+    if top is not None and _is(top, "QuantizeLinear"):
+        source, storage, nodes = _quantized(top), _stored_by(top), (top, *links, dequantize)
+    elif top is None and _is_constant(integers):
+        source, storage, nodes = integers, integers.dtype, (*links, dequantize)
+    else:
+        made = f"come from {top.op_type} '{top.name}'" if top is not None else "are a graph input"
+        raise _Unsupported(
+            f"its integers {made}, not from a QuantizeLinear", "export with plain fake quantization"
+        )
+    if dequantize.attributes.get_int("output_dtype", 0) not in (0, oir.DataType.FLOAT):
+        raise _Unsupported("its output is not float32", "convert the model to float32")
+    full = None if storage is None else QuantDType.of_storage(storage)
+    if full is None:
+        raise _Unsupported(f"its integers are of type {storage or 'unknown'}", "train with an 8-bit grid")
+    if full.bits != 8 and not (full == INT32 and source is integers):
+        raise _Unsupported(f"its grid is {full}, which no integer kernel computes", "train with an 8-bit grid")
+    shape = _shape(source)
+    if shape is None:
+        shape = _shape(dequantize.outputs[0])
+    grids = [_grid(model, node, full, shape) for node in nodes if node in (top, dequantize)]
+    params = grids[0]
+    if not all(params.same_grid(other) for other in grids):
+        raise _Unsupported(
+            f"QuantizeLinear '{nodes[0].name}' and it disagree: {params} against {grids[-1]}",
+            "give both the same scale and zero point",
+        )
+    if params.per_channel and not constant:
+        raise _Unsupported(
+            f"an activation has one scale per channel ({params.scale.size} on axis {params.axis})",
+            "train activations per tensor",
+        )
+    if full == INT32 and not params.symmetric:
+        raise _Unsupported("an int32 tensor has a zero point", "give biases zero point 0")
+    narrowed = params.with_(dtype=_narrowed(model, full, links))
+    if np.any(narrowed.zero_point < narrowed.dtype.qmin) or np.any(narrowed.zero_point > narrowed.dtype.qmax):
+        raise _Unsupported(
+            f"zero point {narrowed.zero_point.reshape(-1)[0]} is clipped away by {narrowed.dtype}",
+            "clip to a range that holds the zero point",
+        )
+    return FakeQuant(source, dequantize.outputs[0], nodes, narrowed, constant)
+
+
+def _links(dequantize: oir.Node) -> tuple[tuple[oir.Node, ...], oir.Value]:
+    """The Clip and Cast nodes above a DequantizeLinear, top down, and the integers they start from."""
+    links: list[oir.Node] = []
+    value = _required(dequantize, 0)
+    while (node := value.producer()) is not None and node.domain == "" and node.op_type in ("Clip", "Cast"):
+        links.append(node)
+        value = _required(node, 0)
+    return tuple(reversed(links)), value
+
+
+def _required(node: oir.Node, index: int) -> oir.Value:
+    value = node.inputs[index] if index < len(node.inputs) else None
+    if value is None:
+        raise InvalidModel(f"input {index} is missing", where=f"{node.op_type} '{node.name}'")
+    return value
+
+
+def _quantized(quantize: oir.Node) -> oir.Value:
+    source = _required(quantize, 0)
+    if source.dtype not in (None, oir.DataType.FLOAT):
+        raise _Unsupported(f"it quantizes a {source.dtype} tensor", "convert the model to float32")
+    if quantize.attributes.get_int("precision", 0) not in (0, oir.DataType.FLOAT):
+        raise _Unsupported("it divides in another precision than float32", "convert the model to float32")
+    return source
+
+
+def _stored_by(quantize: oir.Node) -> oir.DataType | None:
+    """The integer type a QuantizeLinear writes."""
+    if len(quantize.inputs) > 2 and quantize.inputs[2] is not None:
+        return quantize.inputs[2].dtype
+    return oir.DataType(quantize.attributes.get_int("output_dtype", 0) or oir.DataType.UINT8)
+
+
+def _shape(value: oir.Value) -> Sequence[object] | None:
+    """The dimensions of a tensor, an int where it is known; None where not even the rank is."""
+    if value.const_value is not None:
+        return tuple(value.const_value.shape)
+    return None if value.shape is None else tuple(value.shape)
+
+
+def _grid(model: Model, node: oir.Node, dtype: QuantDType, shape: Sequence[object] | None) -> QuantParams:
+    """The scale, zero point and axis of one QuantizeLinear or DequantizeLinear."""
+    scale = _parameter(model, node, 1)
+    zero_point = _parameter(model, node, 2) if len(node.inputs) > 2 and node.inputs[2] is not None else np.int32(0)
+    if scale.dtype != np.float32 or node.attributes.get_int("output_dtype", 0) not in (
+        0,
+        oir.DataType.FLOAT,
+        dtype.storage,
+    ):
+        raise _Unsupported(f"its scale or output is {scale.dtype}, not float32", "convert the model to float32")
+    if node.attributes.get_int("block_size", 0):
+        raise _Unsupported("it has one scale per block", "train with one scale per tensor or channel")
+    where = f"{node.op_type} '{node.name}' [{_required(node, 1).name}]"
+    axis = None if scale.size == 1 else _axis(node, scale, shape, where)
+    try:
+        return QuantParams.make(scale, zero_point, dtype, axis=axis, origin=f"{node.op_type} '{node.name}'")
+    except InvalidModel as error:
+        raise InvalidModel(error.what, where=where, remedy="export the model again") from error
+
+
+def _parameter(model: Model, node: oir.Node, index: int) -> npt.NDArray[Any]:
+    value = _required(node, index)
+    array = model.constant(value)
+    if array is None:
+        raise _Unsupported(
+            f"'{value.name}' of {node.op_type} '{node.name}' is computed while the model runs",
+            "freeze scales and zero points before the export",
+        )
+    return array
+
+
+def _axis(node: oir.Node, scale: npt.NDArray[Any], shape: Sequence[object] | None, where: str) -> int:
+    """The channel axis, counted from the front and checked against the shape as far as that is known.
+
+    A tensor of rank 1 has only one axis, so the attribute (1 by default) does not matter for it.
+    """
+    axis = node.attributes.get_int("axis", _DEFAULT_AXIS)
+    if scale.ndim != 1:
+        raise InvalidModel(f"the scale has shape {scale.shape}", where=where, remedy="give it one dimension")
+    if shape is None:
+        if axis < 0:
+            raise _Unsupported("its axis counts from the back of an unknown shape", "run shape inference first")
+        return axis
+    rank = len(shape)
+    if rank == 1:
+        axis = 0
+    if not -rank <= axis < rank:
+        raise InvalidModel(f"axis {axis} is out of range for rank {rank}", where=where, remedy="correct the axis")
+    axis %= rank
+    channels = shape[axis]
+    if isinstance(channels, int) and channels != scale.size:
+        raise InvalidModel(
+            f"{scale.size} scales for {channels} channels on axis {axis}",
+            where=where,
+            remedy="give one scale per channel",
+        )
+    return axis
+
+
+def _narrowed(model: Model, full: QuantDType, links: tuple[oir.Node, ...]) -> QuantDType:
+    """The grid that is left of ``full`` after the Clip and Cast nodes between Quantize and Dequantize."""
+    low, high = full.qmin, full.qmax
+    for node in links:
+        if node.op_type == "Clip":
+            low, high = max(low, _bound(model, node, 1, low)), min(high, _bound(model, node, 2, high))
+        else:
+            kept = QuantDType.of_storage(oir.DataType(node.attributes.get_int("to", 0)))
+            if kept is None or low < kept.qmin or high > kept.qmax:
+                raise _Unsupported(f"Cast '{node.name}' changes the integers", "keep the integer type")
+    grid = QuantDType(max(high.bit_length(), 1), signed=False)
+    if low:
+        grid = QuantDType(high.bit_length() + 1, signed=True, narrow_range=low == -high)
+    if (grid.qmin, grid.qmax) != (low, high):
+        raise _Unsupported(
+            f"its integers run from {low} to {high}, which is no grid of a whole number of bits",
+            "clip to the range of a grid",
+        )
+    return grid
+
+
+def _bound(model: Model, clip: oir.Node, index: int, default: int) -> int:
+    if index >= len(clip.inputs) or clip.inputs[index] is None:
+        return default
+    return int(_parameter(model, clip, index).item())
