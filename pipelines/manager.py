@@ -1,0 +1,225 @@
+"""Running passes in order: checked before, between and after, watched by observers."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import onnx_ir as oir
+
+from qat2int8.ir import Diagnostic, Fact, Model, PassFailed, Qat2Int8Error
+from qat2int8.ir.verify import VerifyLevel
+from qat2int8.ir.verify import verify as verify_model
+from qat2int8.passes import Context, Pass, PassResult
+from qat2int8.pipelines.order import check_order, facts_after, facts_of
+from qat2int8.pipelines.spec import Fixpoint, PassSpec, PipelineSpec, flatten
+
+if TYPE_CHECKING:
+    from qat2int8.pipelines.observers import Observer
+
+__all__ = ["MAX_ROUNDS", "PassRun", "PipelineRun", "Position", "run_pipeline"]
+
+MAX_ROUNDS = 32
+"""Rounds a fixpoint may take; real ones settle in three."""
+
+
+@dataclass(frozen=True)
+class Position:
+    """Where in a pipeline a pass stands."""
+
+    index: int
+    """From 1, fixpoints flattened."""
+    total: int
+    round: int = 0
+    """The round of the fixpoint it runs in, from 1; 0 outside of one."""
+
+    def __str__(self) -> str:
+        return f"position {self.index}" + (f", round {self.round}" if self.round else "")
+
+
+@dataclass(frozen=True)
+class PassRun:
+    """One run of one pass."""
+
+    name: str
+    spec: PassSpec
+    position: Position
+    result: PassResult
+    seconds: float
+
+
+@dataclass(frozen=True)
+class PipelineRun:
+    """What a pipeline did."""
+
+    runs: tuple[PassRun, ...]
+    facts: frozenset[Fact]
+    """What holds now; hand it to the next pipeline on the same model."""
+    notes: tuple[Diagnostic, ...] = field(default=())
+    """Findings of the manager itself."""
+
+    @property
+    def diagnostics(self) -> tuple[Diagnostic, ...]:
+        """Everything that was found, in order."""
+        return (*self.notes, *(finding for run in self.runs for finding in run.result.diagnostics))
+
+    @property
+    def changed(self) -> bool:
+        """Whether any pass changed the model or its tables."""
+        return any(run.result.modified for run in self.runs)
+
+    @property
+    def counts(self) -> dict[str, dict[str, int]]:
+        """What each pass changed and how often, over all its runs; passes that did nothing are left out."""
+        total: dict[str, dict[str, int]] = {}
+        for run in self.runs:
+            for key, count in run.result.counts.items():
+                if count:
+                    counts = total.setdefault(run.name, {})
+                    counts[key] = counts.get(key, 0) + count
+        return total
+
+
+def run_pipeline(
+    model: Model,
+    pipeline: PipelineSpec | Sequence[Pass | Fixpoint[Pass]],
+    ctx: Context,
+    *,
+    verify: VerifyLevel = VerifyLevel.CHECKER,
+    observers: Sequence[Observer] = (),
+    facts: frozenset[Fact] | None = None,
+) -> PipelineRun:
+    """Run every pass of ``pipeline`` on ``model``, in place.
+
+    Args:
+        verify: what is checked after each pass; with ``numeric``, its outputs are computed and compared too.
+        facts: what holds for the model already; found out from the model itself when not given.
+
+    Raises:
+        PipelineError: passes that do not exist, have no such options, or stand in the wrong order; nothing ran.
+        Qat2Int8Error: a pass refused the model; its name and position are added.
+        PassFailed: a pass crashed, broke the model, changed it without saying so, or does not settle.
+    """
+    passes = pipeline.build() if isinstance(pipeline, PipelineSpec) else tuple(pipeline)
+    start = facts_of(model) if facts is None else facts
+    check_order(passes, start)
+    run = _Manager(model, ctx, verify, tuple(observers), len(tuple(flatten(passes)))).run(passes, start)
+    for observer in observers:
+        observer.finished(model, run)
+    return run
+
+
+class _Manager:
+    """One run of one pipeline."""
+
+    def __init__(
+        self, model: Model, ctx: Context, level: VerifyLevel, observers: Sequence[Observer], total: int
+    ) -> None:
+        self._model, self._ctx, self._level, self._observers, self._total = model, ctx, level, observers, total
+        self._inputs = [value.name or "" for value in model.graph.inputs]
+        self._outputs = [value.name or "" for value in model.graph.outputs]
+        self._runs: list[PassRun] = []
+        self._notes: list[Diagnostic] = []
+
+    def run(self, passes: Sequence[Pass | Fixpoint[Pass]], facts: frozenset[Fact]) -> PipelineRun:
+        index = 1
+        for step in passes:
+            if isinstance(step, Fixpoint):
+                self._settle(step.passes, index)
+                index += len(step.passes)
+            else:
+                self._one(step, Position(index, self._total))
+                index += 1
+        return PipelineRun(tuple(self._runs), facts_after(passes, facts), tuple(self._notes))
+
+    def _settle(self, passes: Sequence[Pass], index: int) -> None:
+        restless: list[str] = []
+        for round_ in range(1, MAX_ROUNDS + 1):
+            results = [
+                self._one(pass_, Position(at, self._total, round_)) for at, pass_ in enumerate(passes, start=index)
+            ]
+            restless = [p.name for p, result in zip(passes, results, strict=True) if result.modified]
+            if not restless:
+                return
+        raise PassFailed(
+            f"the fixpoint does not settle: {', '.join(restless)} still changed something in round {MAX_ROUNDS}",
+            where=f"position {index}",
+            remedy="a pass that ran must find nothing more to do in what it left",
+        )
+
+    def _one(self, pass_: Pass, position: Position) -> PassResult:
+        for observer in self._observers:
+            observer.before(self._model, pass_, position)
+        try:
+            result, seconds = self._checked(pass_)
+        except Exception as error:
+            located = _located(error, pass_, position)
+            for observer in self._observers:
+                observer.failed(self._model, pass_, position, located)
+            raise located from error
+        run = PassRun(pass_.name, PassSpec.of(pass_), position, result, seconds)
+        self._runs.append(run)
+        for observer in self._observers:
+            observer.after(self._model, pass_, run)
+        return result
+
+    def _checked(self, pass_: Pass) -> tuple[PassResult, float]:
+        model = self._model
+        before = _signature(model) if self._level is not VerifyLevel.NONE else ""
+        started = time.perf_counter()
+        result = pass_.run(model, self._ctx)
+        seconds = time.perf_counter() - started
+        model.forget_names()
+        if self._level is VerifyLevel.NONE:
+            return result, seconds
+        if not result.modified and _signature(model) != before:
+            raise PassFailed(
+                "changed the model but counted no change",
+                remedy="count what the pass changes in PassResult.counts",
+            )
+        verify_model(model, self._level, graph_inputs=self._inputs, graph_outputs=self._outputs)
+        return result, seconds
+
+
+def _located(error: Exception, pass_: Pass, position: Position) -> Qat2Int8Error:
+    """``error`` with the pass it came from; what nobody raised on purpose becomes a PassFailed."""
+    where = f"{pass_.name} ({position})"
+    if isinstance(error, Qat2Int8Error):
+        return type(error)(
+            error.what, where=f"{where}: {error.where}" if error.where else where, remedy=error.remedy
+        )
+    return PassFailed(
+        f"failed unexpectedly: {type(error).__name__}: {error}", where=where, remedy="rerun with --debug"
+    )
+
+
+def _signature(model: Model) -> str:
+    """A digest of the graph and its tables that reads no weight: cheap enough to take around every pass."""
+    digest = hashlib.sha256()
+
+    def add(*parts: object) -> None:
+        digest.update(repr(parts).encode())
+
+    graph = model.graph
+    add([value.name for value in graph.inputs], [value.name for value in graph.outputs], len(model.ir.functions))
+    for name, value in graph.initializers.items():
+        add(name, id(value.const_value))
+    for node in graph.all_nodes():
+        names = [None if value is None else value.name for value in node.inputs]
+        add(node.op_type, node.domain, node.name, names, [value.name for value in node.outputs])
+        for attribute in node.attributes.values():
+            add(attribute.name, _attribute_key(attribute))
+    for value, params in model.scales.items():
+        add(value.name, params.dtype, params.axis, params.scale.tobytes(), params.zero_point.tobytes())
+    for value, moments in model.moments.items():
+        add(value.name, id(moments))
+    return digest.hexdigest()
+
+
+def _attribute_key(attribute: oir.Attr) -> object:
+    """What stands for an attribute's value: itself when it is small, else its identity."""
+    value = attribute.value
+    return value if isinstance(value, int | float | str | bytes | tuple | list) else id(value)

@@ -1,0 +1,80 @@
+"""Targets by name: the YAML files shipped in ``targets/`` and files of one's own."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import functools
+import typing
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, create_model
+
+from qat2int8.ir import OpRule, PipelineError, Target
+from qat2int8.pipelines.spec import read_document
+
+__all__ = ["DEFAULT_TARGET", "load_target", "target_names"]
+
+DEFAULT_TARGET = "ort-x86"
+
+
+def target_names() -> tuple[str, ...]:
+    """The shipped targets, in alphabetical order."""
+    folder = resources.files("qat2int8.pipelines.targets")
+    return tuple(sorted(f.name.removesuffix(".yaml") for f in folder.iterdir() if f.name.endswith(".yaml")))
+
+
+def load_target(name_or_path: str | Path) -> Target:
+    """A shipped target by its name, or one's own by the path of its YAML file.
+
+    Raises:
+        PipelineError: no such target or file, or a file with unknown keys or values.
+    """
+    wanted = str(name_or_path)
+    if wanted in target_names():
+        shipped = resources.files("qat2int8.pipelines.targets").joinpath(f"{wanted}.yaml")
+        return _read(shipped.read_text(encoding="utf-8"), f"{wanted}.yaml")
+    if not wanted.endswith((".yaml", ".yml")):
+        near = difflib.get_close_matches(wanted, target_names(), n=1)
+        known = f"known: {', '.join(target_names())}, or the path of a .yaml file"
+        raise PipelineError(
+            f"no target is called '{wanted}'", remedy=f"did you mean '{near[0]}'?" if near else known
+        )
+    try:
+        text = Path(wanted).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
+        raise PipelineError(f"cannot be read: {reason}", where=wanted) from error
+    return _read(text, wanted)
+
+
+def _read(text: str, where: str) -> Target:
+    document = read_document(text, _target_schema(), where=where)
+    # Iterating over a pydantic model gives its fields and their values, nested models as they are.
+    fields = dict(document)
+    fields["ops"] = {op: OpRule(**dict(rule)) for op, rule in fields["ops"].items()}
+    target = Target(**fields)
+    if target.min_opset > target.max_opset:
+        raise PipelineError(f"min_opset {target.min_opset} is above max_opset {target.max_opset}", where=where)
+    return target
+
+
+@functools.cache
+def _target_schema() -> type[BaseModel]:
+    """The file format, derived from the types in ``ir`` so that the two cannot drift apart."""
+    rule = _schema_of(OpRule)
+    return _schema_of(Target, ops=(dict[str, rule], {}))  # type: ignore[valid-type]
+
+
+def _schema_of(cls: type[Any], **replaced: Any) -> type[BaseModel]:
+    hints = typing.get_type_hints(cls)
+    fields: dict[str, Any] = {
+        f.name: (hints[f.name], ... if f.default is dataclasses.MISSING else f.default)
+        for f in dataclasses.fields(cls)
+    }
+    schema: type[BaseModel] = create_model(
+        f"{cls.__name__}File", __config__=ConfigDict(extra="forbid"), **{**fields, **replaced}
+    )
+    return schema
