@@ -118,8 +118,13 @@ class Model:
 
         A graph output keeps its name: the input takes it over where it can, else an Identity stays behind.
         """
-        source, output, graph = node.inputs[0], node.outputs[0], node.graph
+        source = node.inputs[0]
         assert source is not None
+        self.bypass_to(node, source)
+
+    def bypass_to(self, node: oir.Node, source: oir.Value) -> None:
+        """Like :meth:`bypass`, for the input ``source`` of ``node``."""
+        output, graph = node.outputs[0], node.graph
         assert graph is not None
         if output.is_graph_output():
             fixed = source.is_graph_input() or source.is_initializer() or source.is_graph_output()

@@ -1,0 +1,250 @@
+"""Forward range analysis: which values each tensor can take, from what its producer can compute.
+
+Two strengths of truth: without statistics a range is *sound*, no input can leave it; with them, BatchNorm
+moments bound a tensor to ``mean +- sigmas * std`` per channel, which training observed and no proof covers
+(Nagel et al., "Data-Free Quantization Through Weight Equalization and Bias Correction", 2019, section 4.2.1).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import onnx_ir as oir
+
+from qat2int8.ir.interval import UNBOUNDED, Interval
+from qat2int8.ir.model import ChannelMoments, Model
+
+__all__ = ["VALUE_PRESERVING", "Ranges", "hard_sigmoid_coefficients", "moments_interval"]
+
+VALUE_PRESERVING = frozenset(
+    {
+        "DepthToSpace",
+        "Dropout",
+        "Expand",
+        "Flatten",
+        "Gather",
+        "Identity",
+        "MaxPool",
+        "GlobalMaxPool",
+        "ReduceMax",
+        "ReduceMin",
+        "Reshape",
+        "Slice",
+        "SpaceToDepth",
+        "Split",
+        "Squeeze",
+        "Tile",
+        "Transpose",
+        "Unsqueeze",
+    }
+)
+"""Ops whose every output element is one of the input's elements."""
+
+_AVERAGING = frozenset({"AveragePool", "GlobalAveragePool", "ReduceMean"})
+
+
+class Ranges:
+    """Ranges of all tensors of a model's main graph, computed once in topological order.
+
+    Args:
+        model: its scale table is read: a tensor on a grid is seen by its consumers saturated to that grid.
+        sigmas: how many standard deviations of BatchNorm statistics to believe in; None for sound ranges only.
+    """
+
+    def __init__(self, model: Model, sigmas: float | None = None) -> None:
+        self._model = model
+        self._sigmas = sigmas
+        self._raw: dict[oir.Value, Interval] = {}
+        self._constants: dict[oir.Value, Interval] = {}
+        for node in model.graph:
+            self._transfer(node)
+
+    def raw(self, value: oir.Value | None) -> Interval:
+        """What the producer of ``value`` can compute, before any quantizer on it."""
+        if value is None:
+            return UNBOUNDED
+        return self._raw[value] if value in self._raw else self._constant(value)
+
+    def seen(self, value: oir.Value | None) -> Interval:
+        """What consumers of ``value`` can read: :meth:`raw`, saturated to its grid where it has one.
+
+        The scale table is read at the time of the call, so a grid written since narrows the answer.
+        """
+        params = self._model.scales.get(value)
+        raw = self.raw(value)
+        return raw if params is None else raw.clip(params.interval.lo, params.interval.hi)
+
+    def _constant(self, value: oir.Value) -> Interval:
+        if value not in self._constants:
+            array = self._model.constant(value)
+            known = array is not None and array.size and array.dtype.kind in "fiu"
+            self._constants[value] = Interval(float(array.min()), float(array.max())) if known else UNBOUNDED  # type: ignore[union-attr]
+        return self._constants[value]
+
+    def _transfer(self, node: oir.Node) -> None:
+        rule = _TRANSFER.get(node.op_type) if node.domain == "" else None
+        result = rule(self, node) if rule is not None else UNBOUNDED
+        for index, output in enumerate(node.outputs):
+            # Second outputs are indices and masks, but for Split, whose outputs are all alike.
+            span = result if index == 0 or node.op_type == "Split" else UNBOUNDED
+            moments = self._model.moments.get(output)
+            if self._sigmas is not None and moments is not None:
+                span = moments_interval(moments, self._sigmas) & span
+            self._raw[output] = span
+
+
+def moments_interval(moments: ChannelMoments, sigmas: float) -> Interval:
+    """The hull over all channels of ``mean +- sigmas * std``."""
+    spread = sigmas * moments.std
+    return Interval(float(np.min(moments.mean - spread)), float(np.max(moments.mean + spread)))
+
+
+def hard_sigmoid_coefficients(node: oir.Node) -> tuple[float, float]:
+    """(alpha, beta) of ``max(0, min(1, alpha * x + beta))``, with ONNX's defaults."""
+    return node.attributes.get_float("alpha", 0.2), node.attributes.get_float("beta", 0.5)
+
+
+def _same(ranges: Ranges, node: oir.Node) -> Interval:
+    return ranges.seen(node.inputs[0])
+
+
+def _union(ranges: Ranges, node: oir.Node) -> Interval:
+    spans = [ranges.seen(value) for value in node.inputs]
+    return Interval(min(span.lo for span in spans), max(span.hi for span in spans))
+
+
+def _average(ranges: Ranges, node: oir.Node) -> Interval:
+    span = ranges.seen(node.inputs[0])
+    # Padding can add zeros to the average (count_include_pad), so zero joins the range.
+    return span | Interval(0.0, 0.0) if node.op_type == "AveragePool" else span
+
+
+def _pad(ranges: Ranges, node: oir.Node) -> Interval:
+    span = ranges.seen(node.inputs[0])
+    if node.attributes.get_string("mode", "constant") != "constant":
+        return span
+    filler = node.inputs[2] if len(node.inputs) > 2 else None
+    return span | (ranges.seen(filler) if filler is not None else Interval(0.0, 0.0))
+
+
+def _resize(ranges: Ranges, node: oir.Node) -> Interval:
+    # Cubic interpolation overshoots, and extrapolation brings in a value of its own.
+    plain = node.attributes.get_string("mode", "nearest") in ("nearest", "linear")
+    crop = node.attributes.get_string("coordinate_transformation_mode", "half_pixel") == "tf_crop_and_resize"
+    return ranges.seen(node.inputs[0]) if plain and not crop else UNBOUNDED
+
+
+def _clip(ranges: Ranges, node: oir.Node) -> Interval:
+    span = ranges.seen(node.inputs[0])
+    lo = ranges.raw(node.inputs[1]).lo if len(node.inputs) > 1 and node.inputs[1] is not None else -math.inf
+    hi = ranges.raw(node.inputs[2]).hi if len(node.inputs) > 2 and node.inputs[2] is not None else math.inf
+    return span.clip(lo, hi) if lo <= hi else UNBOUNDED
+
+
+def _add(ranges: Ranges, node: oir.Node) -> Interval:
+    return ranges.seen(node.inputs[0]) + ranges.seen(node.inputs[1])
+
+
+def _sub(ranges: Ranges, node: oir.Node) -> Interval:
+    return ranges.seen(node.inputs[0]) - ranges.seen(node.inputs[1])
+
+
+def _mul(ranges: Ranges, node: oir.Node) -> Interval:
+    if node.inputs[0] is node.inputs[1]:
+        amax = ranges.seen(node.inputs[0]).amax
+        return Interval(0.0, amax * amax)
+    return ranges.seen(node.inputs[0]) * ranges.seen(node.inputs[1])
+
+
+def _div(ranges: Ranges, node: oir.Node) -> Interval:
+    divisor = ranges.seen(node.inputs[1])
+    if not divisor.bounded or divisor.lo <= 0.0 <= divisor.hi:
+        return UNBOUNDED
+    return ranges.seen(node.inputs[0]) * Interval(1.0 / divisor.hi, 1.0 / divisor.lo)
+
+
+def _max(ranges: Ranges, node: oir.Node) -> Interval:
+    spans = [ranges.seen(value) for value in node.inputs]
+    return Interval(max(span.lo for span in spans), max(span.hi for span in spans))
+
+
+def _min(ranges: Ranges, node: oir.Node) -> Interval:
+    spans = [ranges.seen(value) for value in node.inputs]
+    return Interval(min(span.lo for span in spans), min(span.hi for span in spans))
+
+
+def _leaky_relu(ranges: Ranges, node: oir.Node) -> Interval:
+    span, alpha = ranges.seen(node.inputs[0]), node.attributes.get_float("alpha", 0.01)
+    ends = [end if end >= 0 else alpha * end for end in (span.lo, span.hi)]
+    return Interval(min(ends), max(ends)) if alpha >= 0 else UNBOUNDED
+
+
+def _hard_sigmoid(ranges: Ranges, node: oir.Node) -> Interval:
+    alpha, beta = hard_sigmoid_coefficients(node)
+    return (ranges.seen(node.inputs[0]) * Interval(alpha, alpha) + Interval(beta, beta)).clip(0.0, 1.0)
+
+
+def _hard_swish(ranges: Ranges, node: oir.Node) -> Interval:
+    return _dipping(ranges, node, lambda x: x * min(max(x / 6.0 + 0.5, 0.0), 1.0), -1.5)
+
+
+def _gelu(ranges: Ranges, node: oir.Node) -> Interval:
+    return _dipping(ranges, node, lambda x: 0.5 * x * (1.0 + math.erf(x / math.sqrt(2.0))), -0.7517916)
+
+
+def _dipping(ranges: Ranges, node: oir.Node, f: Callable[[float], float], valley: float) -> Interval:
+    """Image under a function that falls until ``valley``, rises after it, and vanishes at minus infinity."""
+    span = ranges.seen(node.inputs[0])
+    at = [0.0 if end == -math.inf else (math.inf if end == math.inf else f(end)) for end in (span.lo, span.hi)]
+    if span.lo <= valley <= span.hi:
+        at.append(f(valley))
+    return Interval(min(at), max(at))
+
+
+def _logistic(x: float) -> float:
+    return 1.0 / (1.0 + math.exp(-x)) if x > -700.0 else 0.0
+
+
+def _monotone(f: Callable[[float], float]) -> Callable[[Ranges, oir.Node], Interval]:
+    def rule(ranges: Ranges, node: oir.Node) -> Interval:
+        span = ranges.seen(node.inputs[0])
+        return Interval(f(span.lo), f(span.hi))
+
+    return rule
+
+
+def _abs(ranges: Ranges, node: oir.Node) -> Interval:
+    span = ranges.seen(node.inputs[0])
+    least = 0.0 if span.lo <= 0.0 <= span.hi else min(abs(span.lo), abs(span.hi))
+    return Interval(least, span.amax)
+
+
+_TRANSFER: dict[str, Callable[[Ranges, oir.Node], Interval]] = {
+    **dict.fromkeys(VALUE_PRESERVING, _same),
+    **dict.fromkeys(_AVERAGING, _average),
+    "Abs": _abs,
+    "Add": _add,
+    "Clip": _clip,
+    "Concat": _union,
+    "Div": _div,
+    "Erf": _monotone(lambda x: math.erf(x)),
+    "Gelu": _gelu,
+    "HardSigmoid": _hard_sigmoid,
+    "HardSwish": _hard_swish,
+    "LeakyRelu": _leaky_relu,
+    "LogSoftmax": lambda ranges, node: Interval(-math.inf, 0.0),
+    "Max": _max,
+    "Min": _min,
+    "Mul": _mul,
+    "Neg": lambda ranges, node: Interval(0.0, 0.0) - ranges.seen(node.inputs[0]),
+    "Pad": _pad,
+    "Relu": _monotone(lambda x: max(x, 0.0)),
+    "Resize": _resize,
+    "Sigmoid": _monotone(_logistic),
+    "Softmax": lambda ranges, node: Interval(0.0, 1.0),
+    "Sqrt": _monotone(lambda x: math.sqrt(max(x, 0.0))),
+    "Sub": _sub,
+    "Tanh": _monotone(math.tanh),
+}

@@ -1,0 +1,386 @@
+"""Place Quantize and Dequantize so that the target runs integer kernels."""
+
+from __future__ import annotations
+
+import difflib
+import enum
+import fnmatch
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as oir
+
+from qat2int8.ir import (
+    Code,
+    Contract,
+    Diagnostic,
+    Fact,
+    Interval,
+    Model,
+    PassFailed,
+    Provenance,
+    QuantParams,
+    Severity,
+)
+from qat2int8.passes.base import Context, Numerics, Pass, PassResult
+from qat2int8.passes.kernels import Kernel, kernel_of
+from qat2int8.passes.qdq_writer import BIAS_LIMIT, QdqWriter, symmetric_int8
+from qat2int8.passes.registry import register
+
+
+class OnMissingScale(enum.StrEnum):
+    """What to do with a node whose op was asked for by name and whose scales are missing."""
+
+    ERROR = "error"
+    FLOAT = "float"
+
+
+@register
+@dataclass(frozen=True)
+class InsertQuantizeDequantize(Pass):
+    """Give every node that the target can run in integers its Q/DQ contract, and explain the others.
+
+    Each tensor gets one quantizer that all its integer consumers share; when an integer kernel computes the
+    tensor, everyone reads it dequantized. Activations are lowered to the target's type (int8 around 0 becomes
+    uint8 around 128: bit exact), weights become int8 with zero point 0, biases int32 with step
+    ``input_scale * weight_scale``; a bias that does not fit widens its channel's weight step and says so.
+    Elementwise ops and data movement join where their inputs are integers already.
+
+    Options:
+        quantize_ops: op types to quantize; empty means every op the target supports.
+        skip_nodes: names or ``*`` patterns of nodes to leave in float.
+        on_missing_scale: ``error`` (default) or ``float``, for ops named in ``quantize_ops``.
+
+    Raises:
+        PassFailed: an unknown op, a pattern that fits no node, or a missing scale of an op asked for by name.
+    """
+
+    name = "insert-quantize-dequantize"
+    requires = frozenset({Fact.NO_FAKE_QUANT, Fact.FLOAT_WEIGHTS, Fact.WEIGHT_SCALES})
+    provides = frozenset({Fact.QDQ_PLACED})
+    invalidates = frozenset({Fact.FLOAT_WEIGHTS, Fact.NO_FAKE_QUANT})
+    numerics = Numerics.QUANTIZING
+
+    quantize_ops: tuple[str, ...] = ()
+    skip_nodes: tuple[str, ...] = ()
+    on_missing_scale: OnMissingScale = OnMissingScale.ERROR
+
+    def run(self, model: Model, ctx: Context) -> PassResult:
+        unknown = [op for op in self.quantize_ops if op not in ctx.target.ops]
+        if unknown:
+            raise PassFailed(
+                f"{ctx.target.name} has no integer kernel for op '{unknown[0]}'",
+                remedy=f"supported: {', '.join(sorted(ctx.target.ops))}",
+            )
+        placement = _Placement(self, model, ctx)
+        placement.choose()
+        placement.write()
+        return PassResult(placement.counts, tuple(placement.diagnostics))
+
+
+class _Placement:
+    def __init__(self, owner: InsertQuantizeDequantize, model: Model, ctx: Context) -> None:
+        self.owner = owner
+        self.model = model
+        self.target = ctx.target
+        self.skipped = self._match_skipped()
+        self.chosen: dict[oir.Node, Kernel] = {}
+        self.computed: set[oir.Value] = set()
+        """Tensors that a chosen kernel computes."""
+        self.weights: dict[oir.Node, QuantParams] = {}
+        self.diagnostics: list[Diagnostic] = []
+        self.counts: dict[str, int] = {}
+        self.tensors: dict[oir.Value, QuantParams] = {}
+
+    def choose(self) -> None:
+        """Decide which nodes become integer kernels."""
+        for node in self.model.nodes():
+            kernel = kernel_of(self.model, node, self.target)
+            if kernel is None:
+                self._explain_unsupported(node)
+                continue
+            if _is_placed(kernel):
+                continue
+            reason = self._obstacle(kernel)
+            if reason is None:
+                self.chosen[node] = kernel
+                self.counts[node.op_type] = self.counts.get(node.op_type, 0) + 1
+                self._claim(kernel)
+            elif kernel.rule.contract is Contract.COMPUTE or node in self.skipped:
+                self.diagnostics.append(reason)
+
+    def _claim(self, kernel: Kernel) -> None:
+        for value in kernel.inputs:
+            self.tensors.setdefault(value, self._grid(value))
+        if self._quantizes_output(kernel):
+            self.tensors.setdefault(kernel.output, self._grid(kernel.output))
+            self.computed.add(kernel.output)
+
+    def write(self) -> None:
+        """Put the nodes in."""
+        writer = QdqWriter(self.model)
+        for node, kernel in self.chosen.items():
+            if kernel.weight is not None:
+                self._write_weight_and_bias(writer, kernel)
+            for value in kernel.constants:
+                self._write_constant(writer, node, value)
+        for value, params in self.tensors.items():
+            writer.quantizer(value, params, None if value in self.computed else self._reads_integers)
+
+    def _reads_integers(self, node: oir.Node, index: int) -> bool:
+        kernel = self.chosen.get(node)
+        return kernel is not None and node.inputs[index] in kernel.inputs
+
+    # Which nodes can be integer kernels
+
+    def _obstacle(self, kernel: Kernel) -> Diagnostic | None:
+        """Why ``kernel`` stays in float, or None when it can be placed."""
+        node = kernel.node
+        if node in self.skipped:
+            return self._kept(kernel, "left in float as asked", code=Code.NODE_SKIPPED, severity=Severity.NOTE)
+        if self.owner.quantize_ops and node.op_type not in self.owner.quantize_ops:
+            return self._kept(
+                kernel,
+                f"{node.op_type} is not among the ops to quantize",
+                code=Code.NODE_SKIPPED,
+                severity=Severity.NOTE,
+            )
+        if kernel.rule.contract is Contract.COMPUTE:
+            return self._compute_obstacle(kernel)
+        if not any(value in self.computed for value in kernel.inputs):
+            return self._kept(kernel, "no integer kernel computes its inputs", severity=Severity.NOTE)
+        for value in (*kernel.inputs, kernel.output):
+            if self._lowered(value) is None:
+                return self._missing(kernel, value)
+        if kernel.rule.contract is Contract.MOVEMENT and not self._grid(kernel.inputs[0]).same_grid(
+            self._grid(kernel.output)
+        ):
+            return self._kept(kernel, "its input and output lie on different grids", value=kernel.output)
+        return None
+
+    def _compute_obstacle(self, kernel: Kernel) -> Diagnostic | None:
+        node = kernel.node
+        attributes = node.attributes
+        if node.op_type == "Gemm" and (
+            attributes.get_float("alpha", 1.0) != 1.0
+            or (kernel.bias is not None and attributes.get_float("beta", 1.0) != 1.0)
+            or attributes.get_int("transA", False)
+        ):
+            return self._kept(
+                kernel, "the integer Gemm takes neither alpha nor beta nor transA", remedy="fold them"
+            )
+        for value in kernel.inputs:
+            if self._lowered(value) is None:
+                return self._missing(kernel, value)
+        if kernel.weight is not None:
+            obstacle = self._weight_obstacle(kernel)
+            if obstacle is not None:
+                return obstacle
+        if kernel.bias is not None and self._bias_array(kernel) is None:
+            return self._kept(kernel, "its bias is not a constant per output channel", value=kernel.bias)
+        if not self._output_has_grid(kernel) and not kernel.rule.float_output:
+            if kernel.output.is_graph_output():
+                return self._kept(
+                    kernel,
+                    "it computes a graph output that no fake quant gave a grid",
+                    value=kernel.output,
+                    code=Code.OUTPUT_KEPT_FLOAT,
+                    remedy="train with a fake quant on the output",
+                )
+            return self._missing(kernel, kernel.output)
+        return None
+
+    def _weight_obstacle(self, kernel: Kernel) -> Diagnostic | None:
+        weight = kernel.weight
+        assert weight is not None
+        params = self.model.scales.get(weight)
+        if params is None:
+            return self._missing(kernel, weight)
+        lowered = symmetric_int8(params)
+        axis = self._weight_axis(kernel)
+        if lowered is None:
+            return self._kept(
+                kernel, f"its weight grid {params} does not fit int8 with zero point 0", value=weight
+            )
+        if lowered.per_channel and (lowered.axis != axis or not self.target.per_channel_weights):
+            return self._kept(
+                kernel,
+                f"its weight has a step per channel of axis {lowered.axis}, the kernel takes axis {axis}",
+                value=weight,
+                remedy="quantize the weight per output channel",
+            )
+        self.weights[kernel.node] = lowered
+        return None
+
+    def _weight_axis(self, kernel: Kernel) -> int | None:
+        axis = kernel.rule.weight_axis
+        if kernel.node.op_type == "Gemm" and kernel.node.attributes.get_int("transB", False):
+            return 0
+        if kernel.node.op_type == "MatMul" and kernel.weight is not None and kernel.weight.shape is not None:
+            return len(kernel.weight.shape) - 1
+        return axis
+
+    def _output_has_grid(self, kernel: Kernel) -> bool:
+        if self._lowered(kernel.output) is None:
+            return False
+        return (
+            not kernel.output.is_graph_output() or self.model.scales[kernel.output].source >= Provenance.CALIBRATED
+        )
+
+    def _quantizes_output(self, kernel: Kernel) -> bool:
+        if not self._output_has_grid(kernel):
+            return False
+        trained = self.model.scales[kernel.output].source >= Provenance.CALIBRATED
+        return trained or not kernel.rule.float_output
+
+    def _lowered(self, value: oir.Value) -> QuantParams | None:
+        params = self.model.scales.get(value)
+        return None if params is None else self.target.lower(params)
+
+    def _grid(self, value: oir.Value) -> QuantParams:
+        lowered = self._lowered(value)
+        assert lowered is not None
+        return lowered
+
+    # Constants
+
+    def _write_weight_and_bias(self, writer: QdqWriter, kernel: Kernel) -> None:
+        node, params = kernel.node, self.weights[kernel.node]
+        assert kernel.weight is not None
+        bias = self._bias_array(kernel)
+        if bias is not None:
+            input_step = self._grid(kernel.inputs[0]).scale
+            params = self._fit_bias(kernel, params, bias, input_step)
+            step = (input_step * params.scale).astype(np.float32)
+            if params.per_channel:
+                step = np.broadcast_to(step, bias.shape)
+            levels = np.rint(bias.astype(np.float64) / step.astype(np.float64)).astype(np.int32)
+            name = kernel.bias.name if kernel.bias is not None else None
+            node.replace_input_with(2, writer.bias(levels, step, name or f"{node.name}_bias", node))
+        node.replace_input_with(1, writer.weight(kernel.weight, params, node))
+
+    def _bias_array(self, kernel: Kernel) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]] | None:
+        """The constant bias as shape (C,), or None when there is none or it is not one number a channel."""
+        array = self.model.constant(kernel.bias)
+        weight = self.model.constant(kernel.weight)
+        if array is None or weight is None:
+            return None
+        channels = weight.shape[self._weight_axis(kernel) or 0]
+        if array.size == 1:
+            return np.full(channels, array.reshape(-1)[0], np.float32)
+        if array.size != channels or array.shape[-1] != channels:
+            return None
+        return array.reshape(-1).astype(np.float32)
+
+    def _fit_bias(
+        self,
+        kernel: Kernel,
+        params: QuantParams,
+        bias: np.ndarray[tuple[int, ...], np.dtype[np.float32]],
+        input_step: np.ndarray[tuple[int, ...], np.dtype[np.float32]],
+    ) -> QuantParams:
+        needed = np.abs(bias.astype(np.float64)) / (float(input_step) * BIAS_LIMIT)
+        steps = np.broadcast_to(params.scale, bias.shape).astype(np.float64)
+        short = needed > steps
+        if not short.any():
+            return params
+        self.diagnostics.append(
+            self.owner.note(
+                Code.BIAS_OVERFLOW,
+                f"the bias of {int(short.sum())} channels does not fit int32, their weight steps were widened",
+                node=kernel.node.name or "",
+                value=kernel.bias.name or "" if kernel.bias is not None else "",
+            )
+        )
+        axis = self._weight_axis(kernel)
+        if not params.per_channel and not self.target.per_channel_weights:
+            return params.with_(scale=np.asarray(needed.max(), np.float32))
+        widened = np.maximum(steps, needed * (1.0 + 1e-6)).astype(np.float32)
+        return params.with_(scale=widened, zero_point=np.zeros(widened.shape, np.int32), axis=axis)
+
+    def _write_constant(self, writer: QdqWriter, node: oir.Node, value: oir.Value) -> None:
+        array = self.model.constant(value)
+        assert array is not None
+        span = Interval(float(array.min()), float(array.max()))
+        params = self.target.grid_for(span, source=Provenance.COMPUTED, origin="constant")
+        for index, operand in enumerate(node.inputs):
+            if operand is value:
+                node.replace_input_with(index, writer.weight(value, params, node))
+
+    # What to say
+
+    def _missing(self, kernel: Kernel, value: oir.Value) -> Diagnostic:
+        node = kernel.node
+        asked = node.op_type in self.owner.quantize_ops
+        if asked and self.owner.on_missing_scale is OnMissingScale.ERROR:
+            raise PassFailed(
+                f"{node.op_type} was asked for, but tensor '{value.name}' has no scale",
+                where=f"node '{node.name}'",
+                remedy="skip the node, or say --on-missing-scale float",
+            )
+        params = self.model.scales.get(value)
+        if params is not None:
+            return self._kept(kernel, f"{self.target.name} cannot hold its grid {params}", value=value)
+        role = "weight" if value is kernel.weight else "output" if value is kernel.output else "input"
+        return self._kept(kernel, f"its {role} has no grid", value=value, remedy="train with a fake quant on it")
+
+    def _kept(
+        self,
+        kernel: Kernel,
+        reason: str,
+        *,
+        value: oir.Value | None = None,
+        code: Code = Code.KEPT_FLOAT,
+        severity: Severity = Severity.WARNING,
+        remedy: str = "",
+    ) -> Diagnostic:
+        return self.owner.note(
+            code,
+            f"{kernel.node.op_type} stays in float: {reason}",
+            node=kernel.node.name or "",
+            value=value.name or "" if value is not None else "",
+            severity=severity,
+            remedy=remedy,
+        )
+
+    def _explain_unsupported(self, node: oir.Node) -> None:
+        if node.op_type in _HEAVY_WITHOUT_KERNEL and node.op_type not in self.target.ops:
+            self.diagnostics.append(
+                self.owner.note(
+                    Code.UNSUPPORTED_OP,
+                    f"{self.target.name} has no integer kernel for {node.op_type}",
+                    node=node.name or "",
+                )
+            )
+
+    def _match_skipped(self) -> set[oir.Node]:
+        skipped: set[oir.Node] = set()
+        names = {node.name or "": node for node in self.model.nodes()}
+        for pattern in self.owner.skip_nodes:
+            found = [names[pattern]] if pattern in names else _matching(names, pattern)
+            if not found:
+                near = difflib.get_close_matches(pattern, names, n=1, cutoff=0.3)
+                raise PassFailed(
+                    f"no node is called '{pattern}'", remedy=f"did you mean '{near[0]}'?" if near else ""
+                )
+            skipped.update(found)
+        return skipped
+
+
+_HEAVY_WITHOUT_KERNEL = frozenset({"ConvTranspose", "Einsum", "GRU", "LSTM", "RNN"})
+
+
+def _matching(names: dict[str, oir.Node], pattern: str) -> list[oir.Node]:
+    return [names[name] for name in fnmatch.filter(names, pattern)]
+
+
+def _is_placed(kernel: Kernel) -> bool:
+    """Whether the node reads dequantized or integer tensors already."""
+    return any(_comes_from_integers(value) for value in (*kernel.inputs, kernel.node.inputs[-1]))
+
+
+def _comes_from_integers(value: oir.Value | None) -> bool:
+    if value is None:
+        return False
+    producer = value.producer()
+    return producer is not None and producer.op_type == "DequantizeLinear"

@@ -1,0 +1,164 @@
+"""Carry known grids to the tensors that hold the same numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import networkx as nx
+import onnx_ir as oir
+
+from qat2int8.ir import UINT8, Code, Diagnostic, Fact, Model, Provenance, QuantParams
+from qat2int8.passes.base import Context, Numerics, Pass, PassResult
+from qat2int8.passes.registry import register
+from qat2int8.passes.scale_groups import AxisMap, Tie, ties_of
+
+
+@register
+@dataclass(frozen=True)
+class PropagateScales(Pass):
+    """Give tensors that must share a grid the same one.
+
+    Tensors tied by MaxPool, Reshape, Flatten, Transpose, Squeeze, Unsqueeze, Slice, Split, Gather, Pad with
+    zeros, nearest Resize and the like form groups: connected components, so no order of nodes matters. The
+    strongest grid of a group wins, of equally strong ones the widest; a trained grid that loses is reported.
+
+    After that, in one sweep each way: inputs of a Concat that have no grid take its output's, and outputs of
+    average pools, Relu, Clip and Concat take their input's. An average pool's output says nothing about its
+    input's peaks, so nothing flows back through it (PaddlePaddle's ``_propagate_scales`` does that and clips).
+    """
+
+    name = "propagate-scales"
+    requires = frozenset({Fact.NO_FAKE_QUANT})
+    provides = frozenset({Fact.PROPAGATED})
+    numerics = Numerics.QUANTIZING
+
+    def run(self, model: Model, ctx: Context) -> PassResult:
+        spread = _Spread(self, model)
+        spread.unify_groups()
+        for node in reversed(list(model.nodes("Concat"))):
+            spread.concat_backward(node)
+        for node in model.nodes():
+            spread.forward(node)
+        return PassResult({"propagated": spread.written}, tuple(spread.diagnostics))
+
+
+class _Spread:
+    def __init__(self, owner: PropagateScales, model: Model) -> None:
+        self.owner = owner
+        self.scales = model.scales
+        self.model = model
+        self.written = 0
+        self.diagnostics: list[Diagnostic] = []
+        self.ties = list(ties_of(model))
+        self.graph: nx.Graph[oir.Value] = nx.Graph()
+        self.one_way: dict[oir.Value, list[Tie]] = {}
+        for tie in self.ties:
+            if tie.mutual:
+                self.graph.add_edge(tie.source, tie.target, tie=tie)
+            else:
+                self.one_way.setdefault(tie.source, []).append(tie)
+
+    def unify_groups(self) -> None:
+        for members in nx.connected_components(self.graph):
+            known = [value for value in members if value in self.scales]
+            if known:
+                # The name breaks ties, so that the result does not depend on the order of a set.
+                self.fill(max(known, key=lambda v: (*_strength(self.scales[v]), v.name or "")))
+
+    def fill(self, root: oir.Value) -> None:
+        """Spread the grid of ``root`` over its group, remapping a channel axis on the way."""
+        if root not in self.graph:
+            return
+        reached = {root}
+        frontier = [root]
+        while frontier:
+            here = frontier.pop()
+            for there in self.graph.neighbors(here):
+                tie: Tie = self.graph.edges[here, there]["tie"]
+                params = _across(self.scales[here], tie.forth if tie.source is here else tie.back)
+                if there in reached or params is None:
+                    continue
+                reached.add(there)
+                frontier.append(there)
+                self.write(there, params)
+
+    def write(self, value: oir.Value, params: QuantParams) -> None:
+        present = self.scales.get(value)
+        if present is not None and present.same_grid(params):
+            return
+        if present is not None and present.source >= Provenance.TRAINED:
+            self.diagnostics.append(
+                self.owner.note(
+                    Code.SCALE_CONFLICT,
+                    f"{present} from {present.origin} gives way to {params} from {params.origin}: "
+                    "nothing but data movement lies between the two tensors",
+                    value=value.name or "",
+                    remedy="train both with one shared quantizer",
+                )
+            )
+        self.scales.set(value, params)
+        self.written += 1
+
+    def give(self, value: oir.Value, params: QuantParams) -> None:
+        """Write to a tensor that has no grid, and to its whole group."""
+        if value not in self.scales:
+            self.write(value, params)
+            self.fill(value)
+
+    def concat_backward(self, node: oir.Node) -> None:
+        params = self.scales.get(node.outputs[0])
+        if params is None or params.per_channel:
+            return
+        for value in node.inputs:
+            if value is not None and not value.is_initializer() and _read_only_by(value, node):
+                self.give(value, params)
+
+    def forward(self, node: oir.Node) -> None:
+        source = node.inputs[0] if node.inputs else None
+        for tie in self.one_way.get(source, ()) if source is not None else ():
+            params = self.scales.get(tie.source)
+            moved = _across(params, tie.forth) if params is not None else None
+            if moved is not None:
+                self.give(tie.target, moved)
+        if node.domain != "" or not node.outputs or node.outputs[0] in self.scales:
+            return
+        params = self.scales.get(source)
+        if node.op_type in ("AveragePool", "GlobalAveragePool", "Clip") and params is not None:
+            self.give(node.outputs[0], params)
+        elif node.op_type == "Relu" and params is not None:
+            self.give(node.outputs[0], _nonnegative(params))
+        elif node.op_type == "Concat":
+            self._concat_forward(node)
+
+    def _concat_forward(self, node: oir.Node) -> None:
+        grids = [self.scales.get(value) for value in node.inputs]
+        first = grids[0]
+        if first is not None and not first.per_channel and _all_same(first, grids):
+            self.give(node.outputs[0], first)
+
+
+def _strength(params: QuantParams) -> tuple[int, float]:
+    return params.source, params.interval.amax
+
+
+def _across(params: QuantParams, axis_map: AxisMap) -> QuantParams | None:
+    if params.axis is None:
+        return params
+    axis = axis_map(params.axis)
+    return None if axis is None else params.with_(axis=axis)
+
+
+def _nonnegative(params: QuantParams) -> QuantParams:
+    """The levels of a symmetric int8 grid that survive a Relu, on uint8: same step, zero at the bottom."""
+    if params.dtype.signed and params.dtype.bits == UINT8.bits and params.symmetric and not params.per_channel:
+        return params.with_(dtype=UINT8)
+    return params
+
+
+def _read_only_by(value: oir.Value, node: oir.Node) -> bool:
+    return not value.is_graph_output() and all(use.node is node for use in value.uses())
+
+
+def _all_same(first: QuantParams, grids: Iterable[QuantParams | None]) -> bool:
+    return all(grid is not None and grid.same_grid(first) for grid in grids)

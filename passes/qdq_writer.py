@@ -1,0 +1,141 @@
+"""Write Quantize and Dequantize nodes, integer weights and int32 biases into a graph."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as oir
+
+from qat2int8.ir import INT8, INT32, Model, QuantParams
+
+__all__ = ["BIAS_LIMIT", "QdqWriter"]
+
+BIAS_LIMIT = 1 << 30
+"""Largest int32 bias written: half of int32 is left to the accumulator, which wraps silently in onnxruntime."""
+
+
+class QdqWriter:
+    """Puts quantization nodes into one model; equal scales and zero points share one initializer.
+
+    onnxruntime compares the scales of neighbouring quantizers bit by bit, and drops a pair around data
+    movement only when they are equal, so sharing is more than tidiness.
+    """
+
+    def __init__(self, model: Model) -> None:
+        self.model = model
+        self._parameters: dict[tuple[object, ...], oir.Value] = {}
+        self._weights: dict[tuple[oir.Value, bytes, int | None], oir.Value] = {}
+
+    def quantizer(
+        self, tensor: oir.Value, params: QuantParams, reads: Callable[[oir.Node, int], bool] | None = None
+    ) -> oir.Value:
+        """Put ``Quantize -> [Clip] -> Dequantize`` behind ``tensor``; returns the dequantized value.
+
+        Args:
+            tensor: a float activation.
+            params: a per-tensor grid on the target's activation type.
+            reads: which of the tensor's uses read the dequantized value from now on; None for all of them, and
+                then a graph output is the dequantized value under its old name.
+        """
+        model, name = self.model, tensor.name or "tensor"
+        uses = [use for use in tensor.uses() if reads is None or reads(use.node, use.idx)]
+        scale, zero_point = self._scale(params), self._zero_point(params)
+        nodes = [self._node("QuantizeLinear", [tensor, scale, zero_point], f"{name}_QuantizeLinear")]
+        integers = nodes[-1].outputs[0]
+        storage = params.dtype.storage
+        self._describe(integers, f"{name}_quantized", storage, tensor.shape)
+        if params.dtype.qmax < np.iinfo(storage.numpy()).max or params.dtype.qmin > np.iinfo(storage.numpy()).min:
+            bounds = [self._level(level, params) for level in (params.dtype.qmin, params.dtype.qmax)]
+            nodes.append(self._node("Clip", [integers, *bounds], f"{name}_Clip"))
+            integers = nodes[-1].outputs[0]
+            self._describe(integers, f"{name}_clipped", storage, tensor.shape)
+        nodes.append(self._node("DequantizeLinear", [integers, scale, zero_point], f"{name}_DequantizeLinear"))
+        result = nodes[-1].outputs[0]
+        self._describe(result, f"{name}_dequantized", oir.DataType.FLOAT, tensor.shape)
+        producer = tensor.producer()
+        if producer is not None:
+            model.graph.insert_after(producer, nodes)
+        else:
+            model.graph.insert_before(model.graph[0], nodes)
+        for use in uses:
+            use.node.replace_input_with(use.idx, result)
+        if reads is None and tensor.is_graph_output():
+            self._take_over_output(tensor, result)
+        return result
+
+    def weight(self, weight: oir.Value, params: QuantParams, before: oir.Node) -> oir.Value:
+        """``weight`` as int8 integers behind a Dequantize; one for all consumers that want the same grid."""
+        key = (weight, params.scale.tobytes(), params.axis)
+        if key not in self._weights:
+            array = self.model.constant(weight)
+            assert array is not None
+            name = weight.name or "weight"
+            integers = self.model.add_initializer(f"{name}_quantized", params.quantize(array))
+            self._weights[key] = self._dequantized(integers, params, name, before)
+        return self._weights[key]
+
+    def bias(
+        self, levels: npt.NDArray[np.int32], scale: npt.NDArray[Any], name: str, before: oir.Node
+    ) -> oir.Value:
+        """An int32 bias of shape (C,) behind a Dequantize with step ``scale`` (shape () or (C,))."""
+        params = QuantParams.make(scale, np.zeros(scale.shape, np.int32), INT32, axis=0)
+        integers = self.model.add_initializer(f"{name}_quantized", levels)
+        return self._dequantized(integers, params, name, before)
+
+    def _dequantized(self, integers: oir.Value, params: QuantParams, name: str, before: oir.Node) -> oir.Value:
+        node = self._node(
+            "DequantizeLinear",
+            [integers, self._scale(params), self._zero_point(params)],
+            f"{name}_DequantizeLinear",
+            {} if params.axis is None else {"axis": params.axis},
+        )
+        self.model.graph.insert_before(before, node)
+        self._describe(node.outputs[0], f"{name}_dequantized", oir.DataType.FLOAT, integers.shape)
+        return node.outputs[0]
+
+    def _take_over_output(self, tensor: oir.Value, result: oir.Value) -> None:
+        outputs = self.model.graph.outputs
+        name = tensor.name
+        tensor.name = self.model.unique_name(f"{name}_float")
+        outputs[list(outputs).index(tensor)] = result
+        result.name = name
+
+    def _scale(self, params: QuantParams) -> oir.Value:
+        return self._parameter(params.scale, "scale")
+
+    def _zero_point(self, params: QuantParams) -> oir.Value:
+        return self._parameter(params.zero_point.astype(params.dtype.numpy), "zero_point")
+
+    def _level(self, level: int, params: QuantParams) -> oir.Value:
+        return self._parameter(np.asarray(level, params.dtype.numpy), "level")
+
+    def _parameter(self, array: npt.NDArray[Any], kind: str) -> oir.Value:
+        key = (kind, array.dtype.str, array.shape, array.tobytes())
+        if key not in self._parameters:
+            self._parameters[key] = self.model.add_initializer(kind, array)
+        return self._parameters[key]
+
+    def _node(
+        self, op_type: str, inputs: Sequence[oir.Value], name: str, attributes: dict[str, int] | None = None
+    ) -> oir.Node:
+        return oir.node(op_type, inputs, attributes, name=self.model.unique_name(name))
+
+    def _describe(self, value: oir.Value, name: str, dtype: oir.DataType, shape: oir.Shape | None) -> None:
+        value.name = self.model.unique_name(name)
+        value.type = oir.TensorType(dtype)
+        value.shape = shape
+
+
+def symmetric_int8(params: QuantParams) -> QuantParams | None:
+    """The same steps on int8 with zero point 0, or None where a level falls outside.
+
+    A signed grid narrower than 8 bits, and uint8 around 128, keep all their levels.
+    """
+    lo = int(np.min(params.dtype.qmin - params.zero_point))
+    hi = int(np.max(params.dtype.qmax - params.zero_point))
+    if lo < INT8.qmin or hi > INT8.qmax:
+        return None
+    return params.with_(dtype=INT8, zero_point=np.zeros_like(params.zero_point))

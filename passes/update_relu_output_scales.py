@@ -1,0 +1,100 @@
+"""Use the whole unsigned range for tensors that are never negative."""
+
+from __future__ import annotations
+
+import enum
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as oir
+
+from qat2int8.ir import UINT8, Code, Diagnostic, Fact, Model, QuantDType, QuantParams
+from qat2int8.ir.ranges import VALUE_PRESERVING, Ranges
+from qat2int8.passes.base import Context, Numerics, Pass, PassResult
+from qat2int8.passes.registry import register
+
+
+class ReluEncoding(enum.StrEnum):
+    """How the upper half of a signed grid becomes a uint8 grid; see ``docs/decisions.md``."""
+
+    REFINE = "refine"
+    """Step ``127 * s / 255``: saturates where training did, with finer steps (what PaddlePaddle does)."""
+    SAME_GRID = "same-grid"
+    """Step ``s``: the trained steps, saturation moves out to ``255 * s``."""
+    EXACT = "exact"
+    """Step ``s`` and an integer Clip at 127: both as trained, for one more node a tensor."""
+
+
+@register
+@dataclass(frozen=True)
+class UpdateReluOutputScales(Pass):
+    """Turn signed grids of tensors that cannot be negative into unsigned ones with zero at the bottom.
+
+    A runtime absorbs a Relu into the quantizer behind it only if the grid starts at zero. Whether a tensor can
+    be negative is read from forward ranges, not from its producer's type: a MaxPool behind a Relu counts. A
+    tensor behind a Clip whose bound lies inside the grid gets the grid that ends there (``refine``), because
+    the quantizer can absorb the Clip only then.
+
+    Targets with signed activations keep their grids. After PaddlePaddle's ``_update_relu_output_scales``,
+    whose doubling of the scale is a defect that is not repeated here.
+
+    Options:
+        encoding: ``same-grid`` (default), ``refine`` or ``exact``.
+    """
+
+    name = "update-relu-output-scales"
+    requires = frozenset({Fact.NO_FAKE_QUANT})
+    numerics = Numerics.QUANTIZING
+
+    encoding: ReluEncoding = ReluEncoding.SAME_GRID
+
+    def run(self, model: Model, ctx: Context) -> PassResult:
+        if ctx.target.activation != "uint8":
+            return PassResult()
+        ranges = Ranges(model)
+        notes: list[Diagnostic] = []
+        updated = 0
+        for value, params in model.scales.items():
+            if value.is_initializer() or params.per_channel or params.interval.lo >= 0.0:
+                continue
+            if not ranges.raw(value).nonnegative:
+                continue
+            encoded = self._encode(params, _upper_clamp(value, ranges))
+            if self.encoding is ReluEncoding.EXACT and encoded.dtype == UINT8:
+                notes.append(
+                    self.note(
+                        Code.GRID_REQUANTIZED,
+                        f"{params} has no exact unsigned twin, {encoded} is used",
+                        value=value.name or "",
+                    )
+                )
+            model.scales.set(value, encoded)
+            updated += 1
+        return PassResult({"updated": updated}, tuple(notes))
+
+    def _encode(self, params: QuantParams, clamp: float) -> QuantParams:
+        top_level = params.dtype.qmax - int(params.zero_point)
+        step = float(params.scale)
+        top = min(top_level * step, clamp)
+        zero = np.zeros((), np.int32)
+        bits = math.log2(top_level + 1)
+        trained_narrow = params.dtype.bits < UINT8.bits
+        exact = self.encoding is ReluEncoding.EXACT and clamp >= top
+        if bits.is_integer() and (trained_narrow or exact):
+            # A narrow grid was trained with its own saturation, which only the integer Clip repeats.
+            return params.with_(zero_point=zero, dtype=QuantDType(int(bits), signed=False))
+        if self.encoding is ReluEncoding.REFINE or UINT8.qmax * step > clamp:
+            refined = np.asarray(top / UINT8.qmax, np.float32)
+            return params.with_(scale=refined, zero_point=zero, dtype=UINT8)
+        return params.with_(zero_point=zero, dtype=UINT8)
+
+
+def _upper_clamp(value: oir.Value, ranges: Ranges) -> float:
+    """The bound of the Clip that ``value`` comes from, seen through data movement; infinite without one."""
+    node = value.producer()
+    while node is not None and node.op_type in VALUE_PRESERVING and node.inputs[0] is not None:
+        node = node.inputs[0].producer()
+    if node is None or node.op_type != "Clip" or len(node.inputs) < 3 or node.inputs[2] is None:
+        return math.inf
+    return ranges.raw(node.inputs[2]).hi
