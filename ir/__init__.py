@@ -1,5 +1,6 @@
 """The intermediate representation: what a graph, a grid, a target and a diagnostic are."""
 
+from qat2int8.ir.analysis import dataflow, find_cycle, integer_islands
 from qat2int8.ir.diagnostic import Code, Diagnostic, Severity
 from qat2int8.ir.errors import (
     DataError,
@@ -12,6 +13,7 @@ from qat2int8.ir.errors import (
 )
 from qat2int8.ir.fact import Fact
 from qat2int8.ir.interval import UNBOUNDED, Interval
+from qat2int8.ir.io import check_output_path, load_model, save_model
 from qat2int8.ir.model import ChannelMoments, Model
 from qat2int8.ir.quant import (
     INT8,
@@ -27,6 +29,8 @@ from qat2int8.ir.quant import (
 )
 from qat2int8.ir.scale_table import ScaleTable
 from qat2int8.ir.target import Contract, OpRule, Target
+from qat2int8.ir.text import text_diff, to_text
+from qat2int8.ir.verify import VerifyLevel, verify
 
 __all__ = [
     "INT8",
@@ -58,4 +62,14 @@ __all__ = [
     "Severity",
     "Target",
     "UnsupportedModel",
+    "VerifyLevel",
+    "check_output_path",
+    "dataflow",
+    "find_cycle",
+    "integer_islands",
+    "load_model",
+    "save_model",
+    "text_diff",
+    "to_text",
+    "verify",
 ]
