@@ -143,6 +143,8 @@ class Model:
                 name = output.name
                 oir.convenience.replace_all_uses_with(output, source, replace_graph_outputs=True)
                 output.name, source.name = None, name
+                source.type = source.type or output.type
+                source.shape = output.shape if source.shape is None else source.shape
         else:
             oir.convenience.replace_all_uses_with(output, source)
         graph.remove(node, safe=True)

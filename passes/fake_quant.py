@@ -19,7 +19,6 @@ from qat2int8.ir import INT32, InvalidModel, Model, QuantDType, QuantParams
 
 _DOMAINS = ("", "com.microsoft")
 _DEFAULT_AXIS = 1
-_LEAVE = "the tensor stays float between these nodes; "
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,8 +94,8 @@ def recognise(model: Model, dequantize: oir.Node, *, constant: bool) -> FakeQuan
         return _read(model, dequantize, constant)
     except _Unsupported as refused:
         output = dequantize.outputs[0]
-        where = {"node": dequantize.name or "", "value": output.name or "", "remedy": _LEAVE + refused.remedy}
-        return Refusal(output, refused.reason, constant, where)
+        where = {"node": dequantize.name or "", "value": output.name or "", "remedy": refused.remedy}
+        return Refusal(output, f"left as it is: {refused.reason}", constant, where)
 
 
 def remove(model: Model, fake: FakeQuant, stand_in: oir.Value) -> None:
@@ -143,16 +142,16 @@ def _depends_on_constants_only(node: oir.Node, constants: set[oir.Value]) -> boo
 
 def _read(model: Model, dequantize: oir.Node, constant: bool) -> FakeQuant:
     links, integers = _links(dequantize)
-    top = integers.producer()
-    if top is not None and _is(top, "QuantizeLinear"):
-        source, storage, nodes = _quantized(top), _stored_by(top), (top, *links, dequantize)
-    elif top is None and _is_constant(integers):
-        source, storage, nodes = integers, integers.dtype, (*links, dequantize)
+    quantize = integers.producer()
+    ends: tuple[oir.Node, ...] = (dequantize,)
+    if quantize is not None and _is(quantize, "QuantizeLinear"):
+        source, storage = _quantized(quantize), _stored_by(quantize)
+        ends = (quantize, dequantize)
+    elif quantize is None and _is_constant(integers):
+        source, storage = integers, integers.dtype
     else:
-        made = f"come from {top.op_type} '{top.name}'" if top is not None else "are a graph input"
-        raise _Unsupported(
-            f"its integers {made}, not from a QuantizeLinear", "export with plain fake quantization"
-        )
+        made = f"come from {quantize.op_type} '{quantize.name}'" if quantize is not None else "are a graph input"
+        raise _Unsupported(f"its integers {made}, not from a QuantizeLinear", "export plain fake quantization")
     if dequantize.attributes.get_int("output_dtype", 0) not in (0, oir.DataType.FLOAT):
         raise _Unsupported("its output is not float32", "convert the model to float32")
     full = None if storage is None else QuantDType.of_storage(storage)
@@ -163,13 +162,7 @@ def _read(model: Model, dequantize: oir.Node, constant: bool) -> FakeQuant:
     shape = _shape(source)
     if shape is None:
         shape = _shape(dequantize.outputs[0])
-    grids = [_grid(model, node, full, shape) for node in nodes if node in (top, dequantize)]
-    params = grids[0]
-    if not all(params.same_grid(other) for other in grids):
-        raise _Unsupported(
-            f"QuantizeLinear '{nodes[0].name}' and it disagree: {params} against {grids[-1]}",
-            "give both the same scale and zero point",
-        )
+    params = _agreed(model, ends, full, shape)
     if params.per_channel and not constant:
         raise _Unsupported(
             f"an activation has one scale per channel ({params.scale.size} on axis {params.axis})",
@@ -177,13 +170,8 @@ def _read(model: Model, dequantize: oir.Node, constant: bool) -> FakeQuant:
         )
     if full == INT32 and not params.symmetric:
         raise _Unsupported("an int32 tensor has a zero point", "give biases zero point 0")
-    narrowed = params.with_(dtype=_narrowed(model, full, links))
-    if np.any(narrowed.zero_point < narrowed.dtype.qmin) or np.any(narrowed.zero_point > narrowed.dtype.qmax):
-        raise _Unsupported(
-            f"zero point {narrowed.zero_point.reshape(-1)[0]} is clipped away by {narrowed.dtype}",
-            "clip to a range that holds the zero point",
-        )
-    return FakeQuant(source, dequantize.outputs[0], nodes, narrowed, constant)
+    nodes = (*ends[:-1], *links, dequantize)
+    return FakeQuant(source, dequantize.outputs[0], nodes, _narrowed(model, params, links), constant)
 
 
 def _links(dequantize: oir.Node) -> tuple[tuple[oir.Node, ...], oir.Value]:
@@ -226,6 +214,20 @@ def _shape(value: oir.Value) -> Sequence[object] | None:
     return None if value.shape is None else tuple(value.shape)
 
 
+def _agreed(
+    model: Model, ends: Sequence[oir.Node], dtype: QuantDType, shape: Sequence[object] | None
+) -> QuantParams:
+    """The grid of a QuantizeLinear and its DequantizeLinear, which must be one and the same."""
+    first, *others = (_grid(model, node, dtype, shape) for node in ends)
+    for other in others:
+        if not first.same_grid(other):
+            raise _Unsupported(
+                f"{first.origin} and {other.origin} disagree: {first} against {other}",
+                "give both the same scale and zero point",
+            )
+    return first
+
+
 def _grid(model: Model, node: oir.Node, dtype: QuantDType, shape: Sequence[object] | None) -> QuantParams:
     """The scale, zero point and axis of one QuantizeLinear or DequantizeLinear."""
     scale = _parameter(model, node, 1)
@@ -239,6 +241,8 @@ def _grid(model: Model, node: oir.Node, dtype: QuantDType, shape: Sequence[objec
     if node.attributes.get_int("block_size", 0):
         raise _Unsupported("it has one scale per block", "train with one scale per tensor or channel")
     where = f"{node.op_type} '{node.name}' [{_required(node, 1).name}]"
+    if scale.size == 0:
+        raise InvalidModel("the scale is empty", where=where, remedy="export the model again")
     axis = None if scale.size == 1 else _axis(node, scale, shape, where)
     try:
         return QuantParams.make(scale, zero_point, dtype, axis=axis, origin=f"{node.op_type} '{node.name}'")
@@ -285,25 +289,31 @@ def _axis(node: oir.Node, scale: npt.NDArray[Any], shape: Sequence[object] | Non
     return axis
 
 
-def _narrowed(model: Model, full: QuantDType, links: tuple[oir.Node, ...]) -> QuantDType:
-    """The grid that is left of ``full`` after the Clip and Cast nodes between Quantize and Dequantize."""
-    low, high = full.qmin, full.qmax
+def _narrowed(model: Model, params: QuantParams, links: tuple[oir.Node, ...]) -> QuantParams:
+    """What the Clip and Cast nodes between Quantize and Dequantize leave of a grid."""
+    low, high = params.dtype.qmin, params.dtype.qmax
     for node in links:
         if node.op_type == "Clip":
             low, high = max(low, _bound(model, node, 1, low)), min(high, _bound(model, node, 2, high))
         else:
             kept = QuantDType.of_storage(oir.DataType(node.attributes.get_int("to", 0)))
             if kept is None or low < kept.qmin or high > kept.qmax:
-                raise _Unsupported(f"Cast '{node.name}' changes the integers", "keep the integer type")
-    grid = QuantDType(max(high.bit_length(), 1), signed=False)
+                raise _Unsupported(f"Cast '{node.name}' changes its integers", "keep the integer type")
+    dtype = QuantDType(max(high.bit_length(), 1), signed=False)
     if low:
-        grid = QuantDType(high.bit_length() + 1, signed=True, narrow_range=low == -high)
-    if (grid.qmin, grid.qmax) != (low, high):
+        dtype = QuantDType(high.bit_length() + 1, signed=True, narrow_range=low == -high)
+    if (dtype.qmin, dtype.qmax) != (low, high):
         raise _Unsupported(
             f"its integers run from {low} to {high}, which is no grid of a whole number of bits",
             "clip to the range of a grid",
         )
-    return grid
+    zeros = params.zero_point
+    if np.any(zeros < low) or np.any(zeros > high):
+        raise _Unsupported(
+            f"zero point {zeros.reshape(-1)[0]} is clipped away by {dtype}",
+            "clip to a range that holds the zero point",
+        )
+    return params.with_(dtype=dtype)
 
 
 def _bound(model: Model, clip: oir.Node, index: int, default: int) -> int:

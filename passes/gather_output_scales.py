@@ -11,7 +11,6 @@ import onnx_ir as oir
 
 from qat2int8.ir import INT8, Fact, InvalidModel, Model, QuantParams
 from qat2int8.passes.base import Context, Pass, PassResult
-from qat2int8.passes.fake_quant import FakeQuant, fake_quants
 from qat2int8.passes.registry import register
 
 KEY = "out_threshold"
@@ -23,8 +22,8 @@ class GatherOutputScales(Pass):
     """Record int8 grids from ``out_threshold``, the largest magnitude a node's outputs took in training.
 
     It is an attribute (on nodes of custom domains) or an entry of the node's metadata; a threshold t means the
-    symmetric int8 grid with scale t / 127, and 0 that nothing was observed. A tensor that a fake quant reads or
-    writes, or that has a grid already, keeps that one.
+    symmetric int8 grid with scale t / 127, and 0 that nothing was observed. A tensor that a quantizer reads or
+    writes, or that has a grid already, gets none: a fake quant is the better witness.
 
     Raises:
         InvalidModel: a threshold is not a number, is negative or infinite.
@@ -38,10 +37,12 @@ class GatherOutputScales(Pass):
         thresholds = {node: _threshold(node) for node in model.nodes()}
         if not any(thresholds.values()):
             return PassResult({"gathered": 0})
-        settled: set[oir.Value] = set()
-        for fake in fake_quants(model):
-            if isinstance(fake, FakeQuant):
-                settled |= {fake.source, fake.output}
+        settled = {
+            value
+            for node in thresholds
+            if node.op_type in ("QuantizeLinear", "DequantizeLinear")
+            for value in (*node.inputs[:1], *node.outputs)
+        }
         gathered = 0
         for node, threshold in thresholds.items():
             if not threshold:
@@ -88,8 +89,9 @@ def _is_float(model: Model, node: oir.Node, index: int) -> bool:
         return False
     if output.dtype is not None:
         return output.dtype is oir.DataType.FLOAT
-    if not onnx.defs.has(node.op_type, node.domain):
+    version = model.ir.opset_imports.get(node.domain, 1)
+    if not onnx.defs.has(node.op_type, version, node.domain):
         return True
-    schema = onnx.defs.get_schema(node.op_type, model.ir.opset_imports.get(node.domain, 1), node.domain)
+    schema = onnx.defs.get_schema(node.op_type, version, node.domain)
     formal = schema.outputs[min(index, len(schema.outputs) - 1)]
     return "tensor(float)" in formal.types
