@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import onnx_ir as oir
@@ -15,12 +15,13 @@ from qat2int8.ir.verify import VerifyLevel
 from qat2int8.ir.verify import verify as verify_model
 from qat2int8.passes import Context, Pass, PassResult
 from qat2int8.pipelines.order import check_order, facts_after, facts_of
-from qat2int8.pipelines.spec import Fixpoint, PassSpec, PipelineSpec, flatten
+from qat2int8.pipelines.spec import Fixpoint, PipelineSpec, flatten
 
 if TYPE_CHECKING:
+    from qat2int8.pipelines.numeric_check import NumericCheck
     from qat2int8.pipelines.observers import Observer
 
-__all__ = ["MAX_ROUNDS", "PassRun", "PipelineRun", "Position", "run_pipeline"]
+__all__ = ["MAX_ROUNDS", "PassRun", "PipelineRun", "Position", "run_pipeline", "total_counts"]
 
 MAX_ROUNDS = 32
 """Rounds a fixpoint may take; real ones settle in three."""
@@ -35,6 +36,13 @@ class Position:
     total: int
     round: int = 0
     """The round of the fixpoint it runs in, from 1; 0 outside of one."""
+    loop: int = 0
+    """The index of the first pass of that fixpoint; 0 outside of one."""
+
+    @property
+    def settled(self) -> Position:
+        """The position without the round: the same for all runs of one pass in a fixpoint."""
+        return replace(self, round=0)
 
     def __str__(self) -> str:
         return f"position {self.index}" + (f", round {self.round}" if self.round else "")
@@ -44,11 +52,15 @@ class Position:
 class PassRun:
     """One run of one pass."""
 
-    name: str
-    spec: PassSpec
+    pass_: Pass
     position: Position
     result: PassResult
     seconds: float
+
+    @property
+    def name(self) -> str:
+        """The name of the pass."""
+        return self.pass_.name
 
 
 @dataclass(frozen=True)
@@ -58,7 +70,7 @@ class PipelineRun:
     runs: tuple[PassRun, ...]
     facts: frozenset[Fact]
     """What holds now; hand it to the next pipeline on the same model."""
-    notes: tuple[Diagnostic, ...] = field(default=())
+    notes: tuple[Diagnostic, ...] = ()
     """Findings of the manager itself."""
 
     @property
@@ -74,13 +86,18 @@ class PipelineRun:
     @property
     def counts(self) -> dict[str, dict[str, int]]:
         """What each pass changed and how often, over all its runs; passes that did nothing are left out."""
-        total: dict[str, dict[str, int]] = {}
-        for run in self.runs:
-            for key, count in run.result.counts.items():
-                if count:
-                    counts = total.setdefault(run.name, {})
-                    counts[key] = counts.get(key, 0) + count
-        return total
+        return total_counts(self.runs)
+
+
+def total_counts(runs: Iterable[PassRun]) -> dict[str, dict[str, int]]:
+    """The counts of ``runs``, added up by pass and kind; zeros are left out."""
+    total: dict[str, dict[str, int]] = {}
+    for run in runs:
+        for kind, count in run.result.counts.items():
+            if count:
+                counts = total.setdefault(run.name, {})
+                counts[kind] = counts.get(kind, 0) + count
+    return total
 
 
 def run_pipeline(
@@ -123,8 +140,11 @@ class _Manager:
         self._outputs = [value.name or "" for value in model.graph.outputs]
         self._runs: list[PassRun] = []
         self._notes: list[Diagnostic] = []
+        self._numbers: NumericCheck | None = None
 
     def run(self, passes: Sequence[Pass | Fixpoint[Pass]], facts: frozenset[Fact]) -> PipelineRun:
+        if self._level is VerifyLevel.NUMERIC:
+            self._start_numbers()
         index = 1
         for step in passes:
             if isinstance(step, Fixpoint):
@@ -135,11 +155,22 @@ class _Manager:
                 index += 1
         return PipelineRun(tuple(self._runs), facts_after(passes, facts), tuple(self._notes))
 
+    def _start_numbers(self) -> None:
+        # Imported here: only this level needs a runtime, which takes its time to load.
+        from qat2int8.pipelines.numeric_check import NumericCheck
+
+        numbers = NumericCheck.of(self._model)
+        if isinstance(numbers, NumericCheck):
+            self._numbers = numbers
+        else:
+            self._notes.append(numbers)
+
     def _settle(self, passes: Sequence[Pass], index: int) -> None:
         restless: list[str] = []
         for round_ in range(1, MAX_ROUNDS + 1):
             results = [
-                self._one(pass_, Position(at, self._total, round_)) for at, pass_ in enumerate(passes, start=index)
+                self._one(pass_, Position(at, self._total, round_, index))
+                for at, pass_ in enumerate(passes, start=index)
             ]
             restless = [p.name for p, result in zip(passes, results, strict=True) if result.modified]
             if not restless:
@@ -160,10 +191,10 @@ class _Manager:
             for observer in self._observers:
                 observer.failed(self._model, pass_, position, located)
             raise located from error
-        run = PassRun(pass_.name, PassSpec.of(pass_), position, result, seconds)
+        run = PassRun(pass_, position, result, seconds)
         self._runs.append(run)
         for observer in self._observers:
-            observer.after(self._model, pass_, run)
+            observer.after(self._model, run)
         return result
 
     def _checked(self, pass_: Pass) -> tuple[PassResult, float]:
@@ -181,6 +212,8 @@ class _Manager:
                 remedy="count what the pass changes in PassResult.counts",
             )
         verify_model(model, self._level, graph_inputs=self._inputs, graph_outputs=self._outputs)
+        if self._numbers is not None and result.modified:
+            self._numbers.check(model, pass_.numerics)
         return result, seconds
 
 

@@ -276,11 +276,11 @@ class OptionField:
 
 def option_fields(cls: type[Pass]) -> dict[str, OptionField]:
     """The options of a pass by name, in the order of its fields."""
-    if not dataclasses.is_dataclass(cls):
-        return {}
+    # A pass without options need not be a dataclass; to the type checker none is one.
+    fields = dataclasses.fields(typing.cast(Any, cls)) if "__dataclass_fields__" in vars(cls) else ()
     hints = typing.get_type_hints(cls)
     options: dict[str, OptionField] = {}
-    for f in dataclasses.fields(cls):
+    for f in fields:
         if f.init:
             default = f.default if f.default_factory is dataclasses.MISSING else f.default_factory()
             options[f.name] = OptionField(cls.name, f.name, hints[f.name], default)
