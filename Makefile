@@ -5,13 +5,14 @@ INSTALLED := .venv/.installed
 PACKAGES := -p qat2int8.ir -p qat2int8.passes -p qat2int8.pipelines -p qat2int8.tools
 PYTEST := $(BIN)/pytest -n auto --maxprocesses 8
 
-.PHONY: help venv test quick demo lint format types package bench clean
+.PHONY: help venv test quick lowest demo lint format types package bench clean
 
 help:
 	@echo "make venv     create .venv and install the project with its tools"
 	@echo "make demo     convert the model that comes along, compare and time it"
 	@echo "make quick    the tests that take seconds"
 	@echo "make test     all tests"
+	@echo "make lowest   all tests on the lowest versions of the dependencies, in .venv-lowest"
 	@echo "make lint     ruff: rules and layout        make format   put it right"
 	@echo "make types    mypy, strict"
 	@echo "make package  wheel and sdist in dist/"
@@ -34,6 +35,13 @@ test: venv
 
 quick: venv
 	@$(PYTEST) -m "not slow"
+
+lowest: venv
+	@$(BIN)/python -m venv --clear .venv-lowest
+	@$(BIN)/python tests/packaging/lowest.py >.venv-lowest/requirements.txt
+	@.venv-lowest/bin/python -m pip install --quiet --disable-pip-version-check \
+		--requirement .venv-lowest/requirements.txt --editable . pytest pytest-xdist hypothesis
+	@.venv-lowest/bin/pytest -n auto --maxprocesses 8 --ignore tests/packaging
 
 demo: venv
 	@$(BIN)/qat2int8 demo
@@ -60,4 +68,4 @@ bench: venv
 	@$(BIN)/python benchmarks/convert_time.py --write
 
 clean:
-	@rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	@rm -rf .venv .venv-lowest build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -47,7 +47,7 @@ def commands(folder: Path, rounds: int) -> list[list[str]]:
     onnx.save(networks.resnet50(), qat)
     onnx.save(networks.resnet50(fake_quant=False, bn_folded=True), plain)
     contenders: dict[str, tuple[str | Path, ...]] = {
-        "qat2int8 convert": (sys.executable, "-m", "qat2int8", "convert", qat, "--output", out),
+        "qat2int8 convert": (sys.executable, "-m", "qat2int8", "convert", qat, "-o", out),
         f"quantize_static, {CALIBRATION_IMAGES} images": (sys.executable, "-c", PEER_SCRIPT, plain, out),
     }
     runs: dict[str, list[float]] = {name: [] for name in contenders}
