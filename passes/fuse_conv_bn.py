@@ -66,8 +66,7 @@ class FuseConvBn(Pass):
 def _record_moments(model: Model, node: oir.Node) -> bool:
     """Write down what the output was in training; whether that was news."""
     moments, output = batch_norm_moments(model, node), node.outputs[0]
-    training = node.attributes.get_int("training_mode", 0) != 0
-    if moments is None or output in model.moments or training:
+    if moments is None or output in model.moments:
         return False
     model.moments[output] = moments
     return True

@@ -25,7 +25,8 @@ class FuseConvRelu(Pass):
     ONNX has no float op for a layer with its activation; the quantizer behind a Relu or Clip absorbs it when
     it stands right behind the layer. So Max and Min with a constant become Relu or Clip, runs of clamps
     become one, and a clamp behind MaxPool, Reshape, Flatten, Transpose, Squeeze or Unsqueeze moves in front:
-    clamping is monotone, so all of this is exact.
+    clamping is monotone, so all of this is exact on finite numbers (a Clip without a bound has the largest
+    finite number for one).
     """
 
     name = "fuse-conv-relu"

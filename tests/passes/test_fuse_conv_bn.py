@@ -3,15 +3,14 @@ import onnx
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support import apply, assert_same_numbers, check_pass, parse, run
+from support import apply, assert_same_numbers, check_pass, graph_text, named, parse, run
 
 from qat2int8.ir import INT8, UINT8, Code, Model, Provenance, QuantDType, QuantParams, Severity
+from qat2int8.passes import PassResult
 from qat2int8.passes.affine_chain import batch_norm_link
 from qat2int8.passes.fuse_conv_bn import FuseConvBn
 
-NARROW = QuantDType(8, signed=True, narrow_range=True)
 RNG = np.random.default_rng(7)
-IMAGE = {"x": RNG.normal(size=(2, 3, 5, 5)).astype(np.float32)}
 
 BEFORE = """
 g (float[N, 1, 4, 4] x) => (float[N, 2, 4, 4] y)
@@ -163,15 +162,364 @@ def test_trained_integers_survive_bit_for_bit(data: st.DataObject) -> None:
     assert result.diagnostics == ()
 
 
+def with_grid(grid: QuantParams, text: str = BEFORE) -> tuple[Model, PassResult]:
+    model = parse(text)
+    model.scales.set(model.values()["w"], grid)
+    return model, apply(FuseConvBn(), model)
+
+
 def test_a_grid_for_the_whole_tensor_becomes_one_per_channel() -> None:
-    model, _ = check_pass_with_grid(QuantParams.make(0.5, origin="DequantizeLinear 'd'"))
+    model, _ = with_grid(QuantParams.make(0.5, origin="DequantizeLinear 'd'"))
     grid = of(model, "w")
     assert (grid.axis, grid.scale.tolist()) == (0, [0.5, 0.25])
     assert grid.origin == "DequantizeLinear 'd', scaled by BatchNormalization 'bn'"
     np.testing.assert_array_equal(grid.quantize(array(model, "w")).reshape(-1), [4, -8])
 
 
-def check_pass_with_grid(grid: QuantParams, text: str = BEFORE) -> tuple[Model, object]:
+def test_a_grid_for_the_whole_tensor_stays_one_where_all_channels_scale_alike() -> None:
+    model, _ = with_grid(QuantParams.make(0.5), BEFORE.replace("{3, -1}", "{-6, -4}"))
+    grid = of(model, "w")
+    assert (grid.axis, float(grid.scale)) == (None, 1.0)
+    np.testing.assert_array_equal(grid.quantize(array(model, "w")).reshape(-1), [-4, -8])
+
+
+def test_a_channel_multiplied_by_zero_keeps_its_step() -> None:
+    model, result = with_grid(QuantParams.make([0.5, 2.0], axis=0), BEFORE.replace("{3, -1}", "{0, -1}"))
+    assert of(model, "w").scale.tolist() == [0.5, 1.0]
+    assert array(model, "w").reshape(-1).tolist() == [0, -2]
+    assert array(model, "b").tolist() == [10, 20.5]
+    assert result.diagnostics == ()
+
+
+def test_the_lowest_level_has_no_mirror_image() -> None:
+    """Channel 0 keeps its sign and may hold -128; channel 1 changes sign and holds it too."""
+    text = BEFORE.replace("w = {2, 4}", "w = {-128, -256}")
+    model, result = with_grid(QuantParams.make([1.0, 2.0], axis=0), text)
+    grid = of(model, "w")
+    np.testing.assert_array_equal(grid.scale, np.array([1, 128 / 127], np.float32))
+    np.testing.assert_array_equal(array(model, "w").reshape(-1), [-128, 128])
+    np.testing.assert_array_equal(grid.quantize(array(model, "w")).reshape(-1), [-128, 127])
+    (note,) = result.diagnostics
+    assert (note.code, note.node, note.value) == (Code.WEIGHT_REQUANTIZED, "conv", "w")
+    assert note.severity is Severity.WARNING
+    assert "1 of 2 channels" in note.reason
+
+
+def test_a_narrow_grid_mirrors_exactly() -> None:
+    text = BEFORE.replace("w = {2, 4}", "w = {-127, -254}")
+    narrow = QuantDType(8, signed=True, narrow_range=True)
+    model, result = with_grid(QuantParams.make([1.0, 2.0], 0, narrow, axis=0), text)
+    assert of(model, "w").scale.tolist() == [1.0, 1.0]
+    assert of(model, "w").quantize(array(model, "w")).reshape(-1).tolist() == [-127, 127]
+    assert result.diagnostics == ()
+
+
+def test_an_unsigned_grid_mirrors_its_zero_point() -> None:
+    """uint8 weights with zero point 3: level q stands for -(q - 3) after the fold, as level 255 - q."""
+    text = BEFORE.replace("w = {2, 4}", "w = {252, -3}")
+    model, result = with_grid(QuantParams.make(1.0, 3, UINT8), text)
+    grid = of(model, "w")
+    assert (grid.dtype, grid.scale.tolist(), grid.zero_point.tolist()) == (UINT8, [1.0, 0.5], [3, 252])
+    assert grid.quantize(array(model, "w")).reshape(-1).tolist() == [255, 255]
+    np.testing.assert_array_equal(
+        grid.dequantize(np.array([255, 255]).reshape(2, 1, 1, 1)).reshape(-1), [252, 1.5]
+    )
+    assert result.diagnostics == ()
+
+
+def test_a_channel_too_small_for_a_step_becomes_zero_and_is_reported() -> None:
+    model, result = with_grid(QuantParams.make([0.5, 2.0], axis=0), BEFORE.replace("{3, -1}", "{1e-38, -1}"))
+    assert of(model, "w").scale.tolist() == [0.5, 1.0]
+    assert array(model, "w").reshape(-1).tolist() == [0, -2]
+    assert [(d.code, d.node) for d in result.diagnostics] == [(Code.WEIGHT_REQUANTIZED, "conv")]
+
+
+def test_weights_that_are_on_no_grid_are_not_rounded_to_one() -> None:
+    weights = RNG.normal(size=(4, 3, 3, 3)).astype(np.float32)
+    model = conv_bn(weights, np.array([1, 2, -3, 4.0]), grid=QuantParams.make(0.25))
+    before = model.to_proto()
+    apply(FuseConvBn(), model)
+    assert_same_numbers(before, model, {"x": RNG.normal(size=(2, 3, 5, 5)).astype(np.float32)})
+
+
+def test_a_weight_shared_with_another_layer_is_copied() -> None:
+    text = """
+    g (float[N, 1, 4, 4] x) => (float[N, 2, 4, 4] y, float[N, 2, 4, 4] z)
+      <float[2, 1, 1, 1] w = {2, 4}, float[2] b = {1, 2},
+       float[2] gamma = {3, -1}, float[2] beta = {10, 20}, float[2] mean = {1, 3}, float[2] var = {8, 3}> {
+      [conv] c = Conv (x, w, b)
+      [bn] y = BatchNormalization <epsilon = 1.0> (c, gamma, beta, mean, var)
+      [other] z = Conv (x, w, b)
+    }
+    """
     model = parse(text)
+    before, grid = model.to_proto(), QuantParams.make([0.5, 2.0], axis=0)
     model.scales.set(model.values()["w"], grid)
-    return model, apply(FuseConvBn(), model)
+    apply(FuseConvBn(), model)
+    conv, other = model.graph
+    assert named([*other.inputs]) == ["x", "w", "b"]
+    assert named([*conv.inputs]) == ["x", "conv.weight", "conv.bias"]
+    assert of(model, "w") is grid
+    assert array(model, "w").reshape(-1).tolist() == [2, 4]
+    assert of(model, "conv.weight").scale.tolist() == [0.5, 1.0]
+    assert_same_numbers(before, model, {"x": RNG.normal(size=(1, 1, 4, 4)).astype(np.float32)})
+
+
+def test_a_weight_that_is_a_graph_output_is_copied() -> None:
+    text = BEFORE.replace("(float[N, 2, 4, 4] y)", "(float[N, 2, 4, 4] y, float[2, 1, 1, 1] w)")
+    model = parse(text)
+    before = model.to_proto()
+    apply(FuseConvBn(), model)
+    feeds = {"x": RNG.normal(size=(1, 1, 4, 4)).astype(np.float32)}
+    np.testing.assert_array_equal(run(before, feeds)[1], run(model, feeds)[1])
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        "Gemm (x, w)",
+        "Gemm (x, w, b)",
+        "Gemm <alpha = 0.5, beta = 2.0> (x, w, b)",
+        "Gemm <beta = 2.0> (x, w, one)",
+        "Gemm (x, w, row)",
+        "Gemm <transB = 1> (x, v, b)",
+        "MatMul (x, w)",
+    ],
+)
+def test_a_gemm_or_matmul_takes_it_in_too(layer: str) -> None:
+    model = parse(
+        f"""
+        g (float[N, 2] x) => (float[N, 3] y)
+          <float[2, 3] w = {{1, 2, 3, 4, 5, 6}}, float[3, 2] v = {{1, 2, 3, 4, 5, 6}}, float[3] b = {{7, 8, 9}},
+           float[1, 3] row = {{7, 8, 9}}, float one = {{5}}, float[3] gamma = {{1, -2, 3}},
+           float[3] beta = {{1, 2, 3}}, float[3] mean = {{4, 5, 6}}, float[3] var = {{1, 2, 3}}>
+          {{ [mm] c = {layer} [bn] y = BatchNormalization (c, gamma, beta, mean, var) }}
+        """
+    )
+    before = model.to_proto()
+    name = "v" if "v" in layer else "w"
+    grid = QuantParams.make(1.0)
+    model.scales.set(model.values()[name], grid)
+    levels = grid.quantize(array(model, name))
+    assert apply(FuseConvBn(), model).counts["fused"] == 1
+    assert [n.op_type for n in model.graph] == ["Gemm"]
+    after = of(model, name)
+    assert after.axis == (0 if name == "v" else 1)
+    signs = np.array([1, -1, 1])
+    expected = levels * (signs[:, None] if name == "v" else signs)
+    np.testing.assert_array_equal(after.quantize(array(model, name)), expected)
+    assert_same_numbers(before, model, {"x": RNG.normal(size=(4, 2)).astype(np.float32)})
+
+
+def test_a_matmul_that_needs_no_offset_stays_one() -> None:
+    model = parse(
+        """
+        g (float[N, 2] x) => (float[N, 1] y)
+          <float[2, 1] w = {1, 2}, float[1] gamma = {2}, float[1] zero = {0}, float[1] var = {1}>
+          { [mm] c = MatMul (x, w) [bn] y = BatchNormalization <epsilon = 0.0> (c, gamma, zero, zero, var) }
+        """
+    )
+    apply(FuseConvBn(), model)
+    assert [n.op_type for n in model.graph] == ["MatMul"]
+    assert array(model, "w").reshape(-1).tolist() == [2, 4]
+
+
+def test_the_normalized_tensor_keeps_its_grid_and_the_other_one_is_dropped() -> None:
+    model = parse(BEFORE)
+    values = model.values()
+    kept = QuantParams.make(0.25)
+    model.scales.set(values["y"], kept)
+    model.scales.set(values["c"], QuantParams.make(0.5, origin="FakeQuant 'f'"))
+    result = apply(FuseConvBn(), model)
+    assert of(model, "y") is kept
+    assert [v.name for v in model.scales] == ["y"]
+    (note,) = result.diagnostics
+    assert (note.code, note.value, note.severity) == (Code.FAKE_QUANT_DROPPED, "c", Severity.NOTE)
+    assert "FakeQuant 'f'" in note.reason
+
+
+def test_dropping_the_only_grid_is_a_warning() -> None:
+    """The grid belongs to the values before the normalization: the result must not inherit it."""
+    model = parse(BEFORE)
+    model.scales.set(model.values()["c"], QuantParams.make(0.5))
+    (note,) = apply(FuseConvBn(), model).diagnostics
+    assert (note.code, note.severity) == (Code.FAKE_QUANT_DROPPED, Severity.WARNING)
+    assert len(model.scales) == 0
+
+
+def test_the_grid_of_a_bias_that_is_rewritten_is_forgotten() -> None:
+    model = parse(BEFORE)
+    model.scales.set(model.values()["b"], QuantParams.make(0.5))
+    apply(FuseConvBn(), model)
+    assert len(model.scales) == 0
+
+
+def test_two_normalizations_in_a_row_are_both_folded() -> None:
+    text = BEFORE.replace("[bn] y = Batch", "[first] m = Batch").replace(
+        "\n}", "\n  [bn] y = BatchNormalization (m, gamma, beta, mean, var)\n}"
+    )
+    model = parse(text)
+    before = model.to_proto()
+    assert apply(FuseConvBn(), model).counts["fused"] == 2
+    assert model.moments[model.graph.outputs[0]].origin == "BatchNormalization 'bn'"
+    assert_same_numbers(before, model, {"x": RNG.normal(size=(1, 1, 4, 4)).astype(np.float32)})
+
+
+def test_readers_inside_a_subgraph_follow_the_result() -> None:
+    text = """
+    g (float[1, 1, 4, 4] x, bool flag) => (float[1, 2, 4, 4] out)
+      <float[2, 1, 1, 1] w = {2, 4}, float[2] b = {1, 2},
+       float[2] gamma = {3, -1}, float[2] beta = {10, 20}, float[2] mean = {1, 3}, float[2] var = {8, 3}> {
+      [conv] c = Conv (x, w, b)
+      [bn] y = BatchNormalization <epsilon = 1.0> (c, gamma, beta, mean, var)
+      [if] out = If (flag) <
+        then_branch = t () => (float[1, 2, 4, 4] p) { p = Neg (y) },
+        else_branch = e () => (float[1, 2, 4, 4] q) { q = Abs (y) }
+      >
+    }
+    """
+    model = parse(text)
+    before = model.to_proto()
+    assert apply(FuseConvBn(), model).counts["fused"] == 1
+    feeds = {"x": RNG.normal(size=(1, 1, 4, 4)).astype(np.float32), "flag": np.array(True)}
+    assert_same_numbers(before, model, feeds)
+
+
+def head(
+    body: str, *, inputs: str = "", outputs: str = "", weight: str = "w = {2, 4}", var: str = "{8, 3}"
+) -> str:
+    weights = f"float[2, 1, 1, 1] {weight}, " if weight else ""
+    return f"""
+    g (float[1, 1, 4, 4] x{inputs}) => (float[1, 2, 4, 4] y{outputs})
+      <{weights}float[2] b = {{1, 2}}, float[2] gamma = {{3, -1}}, float[2] beta = {{10, 20}},
+       float[2] mean = {{1, 3}}, float[2] var = {var}>
+      {{ {body} }}
+    """
+
+
+BN = "[bn] y = BatchNormalization (c, gamma, beta, mean, var)"
+TRAINING = BN.replace("] y =", "] y, m, v =")
+NEAR_MISSES = {
+    "training": (
+        head("[conv] c = Conv (x, w) " + TRAINING.replace("(c", "<training_mode = 1> (c")),
+        "training mode",
+    ),
+    "training before opset 14": (
+        '<ir_version: 7, opset_import: ["" : 9]>'
+        + head("[conv] c = Conv (x, w) " + TRAINING.replace("y, m, v", "y, m, v, sm, sv")),
+        "training mode",
+    ),
+    "computed parameters": (
+        head("gg = Neg (gamma) [conv] c = Conv (x, w) " + BN.replace("gamma", "gg")),
+        "parameters are not constant",
+    ),
+    "negative variance": (
+        head("[conv] c = Conv (x, w) " + BN, var="{8, -3}"),
+        "a variance is negative",
+    ),
+    "graph output": (
+        head("[conv] c = Conv (x, w) " + BN, outputs=", float[1, 2, 4, 4] c"),
+        "'c' is a graph output",
+    ),
+    "second reader": (
+        head("[conv] c = Conv (x, w) z = Neg (c) " + BN, outputs=", float[1, 2, 4, 4] z"),
+        "'c' is read by other nodes",
+    ),
+    "reader in a subgraph": (
+        head(
+            "[conv] c = Conv (x, w) z = If (flag) <then_branch = t () => (float[1, 2, 4, 4] p) { p = Neg (c) },"
+            " else_branch = e () => (float[1, 2, 4, 4] q) { q = Conv (x, w) }> " + BN,
+            inputs=", bool flag",
+            outputs=", float[1, 2, 4, 4] z",
+        ),
+        "'c' is read by other nodes",
+    ),
+    "behind a Relu": (
+        head("[conv] k = Conv (x, w) [relu] c = Relu (k) " + BN),
+        "comes from Relu 'relu'",
+    ),
+    "weight is an input": (
+        head("[conv] c = Conv (x, w) " + BN, inputs=", float[2, 1, 1, 1] w", weight=""),
+        "weight of the layer before it is not a constant",
+    ),
+    "bias is an input": (
+        head("[conv] c = Conv (x, w, d) " + BN, inputs=", float[2] d"),
+        "bias of the layer before it is not a constant",
+    ),
+    "overflow": (
+        head("[conv] c = Conv (x, w) " + BN, weight="w = {3e38, 4}", var="{0, 3}"),
+        "overflow float32",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", NEAR_MISSES)
+def test_near_misses_are_left_alone_and_explained(name: str) -> None:
+    text, reason = NEAR_MISSES[name]
+    model = parse(text)
+    before = graph_text(model)
+    result = apply(FuseConvBn(), model)
+    assert result.counts["fused"] == 0
+    assert graph_text(model) == before
+    (note,) = result.diagnostics
+    assert (note.code, note.severity, note.node) == (Code.NOT_FUSED, Severity.NOTE, "bn")
+    assert reason in note.reason
+    output = model.values()["y"]
+    if name == "computed parameters":
+        assert output not in model.moments
+    else:
+        assert result.counts["statistics recorded"] == 1
+        assert model.moments[output].mean.tolist() == [10, 20]
+        assert model.moments[output].std.tolist() == [3, 1]
+
+
+def test_an_input_that_is_no_layer_is_named() -> None:
+    model = parse(
+        "g (float[1, 2, 4, 4] x) => (float[1, 2, 4, 4] y) <float[2] p = {1, 2}>"
+        "{ [bn] y = BatchNormalization (x, p, p, p, p) }"
+    )
+    (note,) = apply(FuseConvBn(), model).diagnostics
+    assert "not computed by a layer" in note.reason
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape", "reason"),
+    [
+        ("MatMul (x, w)", "2, 3, 2", "not known to be two-dimensional"),
+        ("Gemm (x, w, rows)", "3, 2", "differs from row to row"),
+        ("Gemm (x, w, column)", "3, 2", "differs from row to row"),
+    ],
+)
+def test_channels_have_to_be_the_columns(layer: str, shape: str, reason: str) -> None:
+    model = parse(
+        f"""
+        g (float[{shape}] x) => (float[{shape[:-1]}3] y)
+          <float[2, 3] w = {{1, 2, 3, 4, 5, 6}}, float[3, 3] rows = {{1, 2, 3, 4, 5, 6, 7, 8, 9}},
+           float[3, 1] column = {{1, 2, 3}}, float[3] p = {{1, 2, 3}}>
+          {{ [mm] c = {layer} [bn] y = BatchNormalization (c, p, p, p, p) }}
+        """
+    )
+    before = graph_text(model)
+    (note,) = apply(FuseConvBn(), model).diagnostics
+    assert reason in note.reason
+    assert graph_text(model) == before
+
+
+def test_steps_along_the_input_channels_cannot_follow() -> None:
+    weights = np.ones((2, 3, 1, 1))
+    grid = QuantParams.make([1.0, 0.5, 0.25], axis=1)
+    model = conv_bn(weights, np.array([1.0, -2.0]), grid=grid)
+    before = graph_text(model)
+    (note,) = apply(FuseConvBn(), model).diagnostics
+    assert "along axis 1" in note.reason
+    assert of(model, "w") is grid
+    assert graph_text(model) == before
+
+
+def test_groups_that_share_their_steps_cannot_follow_different_factors() -> None:
+    weights, grid = np.ones((4, 1, 2, 2)), QuantParams.make(0.5)
+    model = conv_bn(weights, np.array([1.0, 2, 3, 4]), grid=grid, op="ConvTranspose", group=4)
+    before = graph_text(model)
+    (note,) = apply(FuseConvBn(), model).diagnostics
+    assert "groups of the layer share" in note.reason
+    assert graph_text(model) == before
