@@ -76,8 +76,6 @@ def fake_quants(model: Model) -> Iterator[FakeQuant | Refusal]:
     """
     constants: set[oir.Value] = set()
     for node in model.nodes():
-        if node.graph is None:
-            continue
         if _depends_on_constants_only(node, constants):
             constants.update(node.outputs)
         if _is(node, "DequantizeLinear"):
@@ -209,8 +207,6 @@ def _stored_by(quantize: oir.Node) -> oir.DataType | None:
 
 def _shape(value: oir.Value) -> Sequence[object] | None:
     """The dimensions of a tensor, an int where it is known; None where not even the rank is."""
-    if value.const_value is not None:
-        return tuple(value.const_value.shape)
     return None if value.shape is None else tuple(value.shape)
 
 
@@ -232,12 +228,8 @@ def _grid(model: Model, node: oir.Node, dtype: QuantDType, shape: Sequence[objec
     """The scale, zero point and axis of one QuantizeLinear or DequantizeLinear."""
     scale = _parameter(model, node, 1)
     zero_point = _parameter(model, node, 2) if len(node.inputs) > 2 and node.inputs[2] is not None else np.int32(0)
-    if scale.dtype != np.float32 or node.attributes.get_int("output_dtype", 0) not in (
-        0,
-        oir.DataType.FLOAT,
-        dtype.storage,
-    ):
-        raise _Unsupported(f"its scale or output is {scale.dtype}, not float32", "convert the model to float32")
+    if scale.dtype != np.float32:
+        raise _Unsupported(f"its scale is {scale.dtype}, not float32", "convert the model to float32")
     if node.attributes.get_int("block_size", 0):
         raise _Unsupported("it has one scale per block", "train with one scale per tensor or channel")
     where = f"{node.op_type} '{node.name}' [{_required(node, 1).name}]"

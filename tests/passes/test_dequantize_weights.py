@@ -382,7 +382,47 @@ def test_activations_are_left_as_they_are() -> None:
           y = DequantizeLinear (q, s)
         }"""
     )
-    assert not apply(DequantizeWeights(), model).modified
+    result = apply(DequantizeWeights(), model)
+    assert not result.modified
+    assert not result.diagnostics
+
+
+def test_a_stored_weight_that_is_a_graph_output() -> None:
+    model = gathered(
+        """g (float[2] x) => (float[2] y, float[2] d) <int8[2] w = {1, 2}, float s = {0.5}> {
+          d = DequantizeLinear (w, s)
+          y = Mul (x, d)
+        }"""
+    )
+    before = model.to_proto()
+    apply(DequantizeWeights(), model)
+    assert [node.op_type for node in model.graph] == ["Identity", "Mul"]
+    assert_same_numbers(before, model, {"x": np.ones(2, np.float32)}, rtol=0, atol=0)
+
+
+def test_a_transpose_in_a_subgraph_stays_there() -> None:
+    model = gathered(
+        """g (float[2,2] x, bool c) => (float[2,2] y) <int8[2,2] w = {1,2,3,4}, float s = {0.5}> {
+          d = DequantizeLinear (w, s)
+          y = If (c) <then_branch = t () => (float[2,2] a) { e = Transpose (d) a = Mul (x, e) },
+                      else_branch = e () => (float[2,2] b) { b = Add (x, d) }>
+        }"""
+    )
+    before = model.to_proto()
+    assert apply(DequantizeWeights(), model).counts["transposes folded"] == 0
+    feeds = {"x": np.ones((2, 2), np.float32), "c": np.array(True)}
+    assert_same_numbers(before, model, feeds, rtol=0, atol=0)
+
+
+def test_a_scale_that_is_a_graph_output_stays() -> None:
+    model = gathered(
+        """g (float[2] x) => (float[2] y, float s) <int8[2] w = {1, 2}, float s = {0.5}> {
+          d = DequantizeLinear (w, s)
+          y = Mul (x, d)
+        }"""
+    )
+    apply(DequantizeWeights(), model)
+    assert weights(model) == {"s": [0.5], "d": [0.5, 1.0]}
 
 
 def test_a_subgraph_that_reads_a_weight_reads_the_initializer() -> None:

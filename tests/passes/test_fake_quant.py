@@ -147,6 +147,16 @@ def test_two_clips_leave_what_both_allow() -> None:
     assert accepted(model).params.dtype == QuantDType(4, signed=True, narrow_range=True)
 
 
+def test_a_wider_clip_after_a_narrow_one_does_not_widen() -> None:
+    model = activation(
+        "a = Clip (q, lo, hi) c = Clip (a, low, high)",
+        inits="int8 lo = {-7}, int8 hi = {7}, int8 low = {-127}, int8 high = {127}",
+        zero="int8 z = {0}",
+        dequantized="c",
+    )
+    assert accepted(model).params.dtype == QuantDType(4, signed=True, narrow_range=True)
+
+
 @pytest.mark.parametrize(
     ("low", "high"),
     [(0, 100), (-100, 127), (-128, 100), (-126, 127), (-127, 126), (3, 127), (-8, -1), (9, 3), (0, 0), (-6, 6)],
@@ -374,6 +384,37 @@ def test_an_initializer_a_caller_can_override_is_no_weight() -> None:
     value = proto.graph.initializer.add()
     value.CopyFrom(onnx.numpy_helper.from_array(np.ones((2, 3), np.float32), "x"))
     assert not accepted(Model.from_proto(proto)).constant
+
+
+def test_a_branch_with_a_constant_condition_still_reads_what_it_captures() -> None:
+    model = parse(
+        """g (float[2] x) => (float[2] y) <bool c = {1}, float s = {0.5}> {
+          m = If (c) <then_branch = t () => (float[2] a) { a = Neg (x) },
+                      else_branch = e () => (float[2] b) { b = Abs (x) }>
+          q = QuantizeLinear (m, s)
+          y = DequantizeLinear (q, s)
+        }"""
+    )
+    assert not accepted(model).constant
+
+
+UNSHAPED = """g (float[2,2] x) => (float[2,2] y) <float[2,2] w = {{1,2,3,4}}, float[2] s = {{1, 2}}> {{
+  m = Mul (w, w)
+  q = QuantizeLinear <axis = {axis}> (m, s)
+  d = DequantizeLinear <axis = {axis}> (q, s)
+  y = Mul (x, d)
+}}"""
+
+
+def test_an_axis_from_the_back_needs_the_rank() -> None:
+    assert "unknown shape" in refused(parse(UNSHAPED.format(axis=-1))).reason
+    assert accepted(parse(UNSHAPED.format(axis=1))).params.axis == 1
+
+
+def test_the_rank_may_be_known_from_the_other_end() -> None:
+    model = parse(UNSHAPED.format(axis=-1))
+    model.values()["d"].shape = oir.Shape([2, 2])
+    assert accepted(model).params.axis == 1
 
 
 @pytest.mark.parametrize("value", ["0", "-1", "nan", "inf"])

@@ -117,6 +117,11 @@ def test_what_is_no_magnitude_is_an_error(text: str) -> None:
     assert caught.value.remedy
 
 
+def test_a_negative_threshold_is_quoted() -> None:
+    with pytest.raises(InvalidModel, match="out_threshold is '-1', not a magnitude"):
+        GatherOutputScales().run(with_metadata(PLAIN, relu="-1"), Context(TARGET))
+
+
 def test_a_list_of_magnitudes_is_an_error() -> None:
     model = parse(
         f"{CUSTOM} g (float[2] x) => (float[2] y) {{ [act] y = custom.Act <out_threshold = [1.0, 2.0]> (x) }}"
