@@ -93,6 +93,14 @@ class Model:
         anchor.graph.insert_before(anchor, node)
         return node
 
+    def remove(self, node: oir.Node) -> None:
+        """Take ``node``, whose outputs nobody reads, out of its graph, with what the tables know of them."""
+        for output in node.outputs:
+            self.scales.discard(output)
+            self.moments.pop(output, None)
+        assert node.graph is not None
+        node.graph.remove(node, safe=True)
+
     def replace_value(self, old: oir.Value, new: oir.Value, *, keep_scale: bool = True) -> None:
         """Let every consumer of ``old`` read ``new``.
 

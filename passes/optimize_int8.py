@@ -224,7 +224,13 @@ class _Squasher:
             return
         params = QuantParams.make(step.scale, step.zero_point, self.levels(step))
         if absorbs(self.model, params, activation):
-            uses[0].node.replace_input_with(0, activation.inputs[0])
+            source = activation.inputs[0]
+            assert source is not None
+            uses[0].node.replace_input_with(0, source)
+            if len(source.uses()) == 2 and not source.is_graph_output():
+                # Only the activation and the quantizer are left: what was known of the clamped tensor is now
+                # true of the one that the quantizer clamps.
+                self.model.scales.move(output, source)
             self.drop(activation)
             self.counts["activations absorbed"] += 1
 
@@ -328,7 +334,7 @@ class _Squasher:
         """Remove those of ``nodes`` that nobody reads any more."""
         for node in nodes:
             if node.graph is not None and not any(out.uses() or out.is_graph_output() for out in node.outputs):
-                self.model.graph.remove(node, safe=True)
+                self.model.remove(node)
 
 
 def _producer(value: oir.Value | None, op_type: str) -> oir.Node | None:

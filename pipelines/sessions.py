@@ -1,0 +1,76 @@
+"""Sessions of onnxruntime's CPU provider, set up the way this project measures and verifies with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy.typing as npt
+import onnxruntime as ort
+
+from qat2int8.ir import DataError, UnsupportedModel
+
+__all__ = ["Feeds", "ModelFile", "reference_session", "run_session", "session"]
+
+Feeds: TypeAlias = dict[str, npt.NDArray[Any]]
+"""Arrays by input name; the first axis of each is the batch."""
+
+ModelFile: TypeAlias = Path | bytes
+"""A model on disk, or serialised in memory."""
+
+
+def session(model: ModelFile, *, threads: int = 0, optimized: Path | None = None) -> ort.InferenceSession:
+    """A session as a user would make it, with default optimisation.
+
+    Args:
+        threads: intra-op threads; 0 lets the runtime choose.
+        optimized: where to write the graph the runtime really executes.
+
+    Raises:
+        UnsupportedModel: the runtime refuses the model.
+    """
+    options = _options(threads)
+    if optimized is not None:
+        options.optimized_model_filepath = str(optimized)
+    return _open(model, options)
+
+
+def reference_session(model: ModelFile, *, threads: int = 0) -> ort.InferenceSession:
+    """A session that computes what the graph says, node by node: optimisation off."""
+    options = _options(threads)
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    return _open(model, options)
+
+
+def run_session(running: ort.InferenceSession, feeds: Mapping[str, npt.NDArray[Any]]) -> list[npt.NDArray[Any]]:
+    """All outputs.
+
+    Raises:
+        DataError: the inputs do not fit the model.
+    """
+    try:
+        outputs: list[npt.NDArray[Any]] = running.run(None, dict(feeds))
+    except Exception as error:  # onnxruntime raises types of its own, with no common base
+        raise DataError(f"onnxruntime cannot run the model on this input: {_first_line(error)}") from error
+    return outputs
+
+
+def _options(threads: int) -> ort.SessionOptions:
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    options.intra_op_num_threads = threads
+    return options
+
+
+def _open(model: ModelFile, options: ort.SessionOptions) -> ort.InferenceSession:
+    source = model if isinstance(model, bytes) else str(model)
+    try:
+        return ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime raises types of its own, with no common base
+        where = "" if isinstance(model, bytes) else str(model)
+        raise UnsupportedModel(f"onnxruntime cannot load the model: {_first_line(error)}", where=where) from error
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0][:300]
