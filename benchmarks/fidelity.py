@@ -38,6 +38,12 @@ def answers(path: Path, images: Array, *, optimize: bool) -> Array:
     return np.concatenate([model.run(None, {name: batch})[0].argmax(axis=1) for batch in batches])
 
 
+def takes_digits(path: Path) -> bool:
+    """Whether the model's only input is float [N, 1, 28, 28]."""
+    inputs = session(path).get_inputs()
+    return [(x.type, x.shape[1:]) for x in inputs] == [("tensor(float)", [1, 28, 28])]
+
+
 def measure(path: Path, images: Array, labels: Array, overrides: dict[str, dict[str, str]]) -> Fidelity:
     """Convert one model and compare."""
     expected = answers(path, images, optimize=False)
@@ -56,14 +62,17 @@ def measure(path: Path, images: Array, labels: Array, overrides: dict[str, dict[
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("models", nargs="*", metavar="NAME", help=f"models without '{SUFFIX}'; default: all there")
+    parser.add_argument(
+        "models", nargs="*", metavar="NAME", help=f"models without '{SUFFIX}'; default: all that take MNIST"
+    )
     parser.add_argument(
         "--models", dest="folder", type=Path, required=True, help="folder with mnist.npz beside them"
     )
     parser.add_argument("--relu-encoding", choices=("refine", "same-grid", "exact"))
     parser.add_argument("--write", action="store_true", help="put the table into docs/fidelity.md")
     options = parser.parse_args()
-    names = options.models or sorted(path.name.removesuffix(SUFFIX) for path in options.folder.glob(f"*{SUFFIX}"))
+    paths = sorted(path for path in options.folder.glob(f"*{SUFFIX}") if takes_digits(path))
+    names = options.models or [path.name.removesuffix(SUFFIX) for path in paths]
     if not names:
         parser.error(f"no *{SUFFIX} in {options.folder}")
     overrides: dict[str, dict[str, str]] = {}
