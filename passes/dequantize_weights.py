@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -9,7 +10,7 @@ import onnx_ir as oir
 
 from qat2int8.ir import Code, Diagnostic, Fact, FloatArray, Model, QuantParams
 from qat2int8.passes.base import Context, Pass, PassResult
-from qat2int8.passes.fake_quant import FakeQuant, drop_unused_initializer, fake_quants, remove
+from qat2int8.passes.fake_quant import FakeQuant, drop_unused_initializers, fake_quants, remove
 from qat2int8.passes.registry import register
 
 
@@ -56,6 +57,7 @@ class _Dequantizer:
     dequantized: int = 0
     transposed: int = 0
     _weights: dict[oir.Value, list[tuple[QuantParams, oir.Value]]] = field(default_factory=dict)
+    _freed: dict[oir.Value, None] = field(default_factory=dict)
     _transposes: dict[tuple[oir.Value, tuple[int, ...]], oir.Value] = field(default_factory=dict)
 
     def dequantize(self, fake: FakeQuant) -> bool:
@@ -69,24 +71,26 @@ class _Dequantizer:
                 return False
             weight = self.model.add_initializer(fake.output.name or "", values)
             made.append((fake.params, weight))
-        is_output = fake.output.is_graph_output()
+        is_output, readers = fake.output.is_graph_output(), _readers(fake.output)
         self.model.scales.move(fake.output, weight)
-        remove(self.model, fake, weight)
+        self._freed.update(dict.fromkeys(remove(self.model, fake, weight)))
+        if fresh:
+            drop_unused_initializers(self.model, [fake.source])
         if fresh and fake.source.dtype is oir.DataType.FLOAT and not fake.source.is_initializer():
             weight.name = fake.source.name
         elif fresh and not is_output:
             weight.name = fake.output.name
         self.dequantized += 1
-        self._fold_transposes(weight)
+        self._fold_transposes(weight, readers)
         return True
 
-    def _fold_transposes(self, weight: oir.Value) -> None:
-        """Replace each Transpose that reads ``weight`` by a transposed initializer."""
+    def _fold_transposes(self, weight: oir.Value, readers: Iterable[oir.Node]) -> None:
+        """Replace each Transpose among the ``readers`` of ``weight`` by a transposed initializer."""
         grid, tensor = self.model.scales.get(weight), self.model.constant(weight)
         if grid is None or tensor is None:
             return
-        for use in tuple(weight.uses()):
-            node, output = use.node, use.node.outputs[0]
+        for node in readers:
+            output = node.outputs[0]
             if (node.domain, node.op_type) != ("", "Transpose") or node.graph is not self.model.graph:
                 continue
             if output.is_graph_output():
@@ -101,17 +105,21 @@ class _Dequantizer:
                 self._transposes[weight, perm] = turned
                 axis = None if grid.axis is None else perm.index(grid.axis)
                 self.model.scales.set(turned, grid.with_(axis=axis))
+            next_readers = _readers(output)
             oir.convenience.replace_all_uses_with(output, turned)
             self.model.graph.remove(node, safe=True)
             if fresh:
                 turned.name = output.name
             self.transposed += 1
-            self._fold_transposes(turned)
+            self._fold_transposes(turned, next_readers)
 
     def drop_unused(self) -> None:
-        """Remove the weights of which only transposes were read."""
-        for weight, _ in self._transposes:
-            drop_unused_initializer(self.model, weight)
+        """Remove the scales nobody reads now, and the weights of which only transposes are read."""
+        drop_unused_initializers(self.model, [*self._freed, *(weight for weight, _ in self._transposes)])
+
+
+def _readers(value: oir.Value) -> list[oir.Node]:
+    return list(dict.fromkeys(use.node for use in value.uses()))
 
 
 def _values(model: Model, fake: FakeQuant) -> FloatArray | None:

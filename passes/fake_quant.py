@@ -7,7 +7,7 @@ branch in :func:`recognise`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -96,10 +96,12 @@ def recognise(model: Model, dequantize: oir.Node, *, constant: bool) -> FakeQuan
         return Refusal(output, f"left as it is: {refused.reason}", constant, where)
 
 
-def remove(model: Model, fake: FakeQuant, stand_in: oir.Value) -> None:
-    """Let the consumers of ``fake`` read ``stand_in``, and remove of its nodes and constants what nobody reads.
+def remove(model: Model, fake: FakeQuant, stand_in: oir.Value) -> list[oir.Value]:
+    """Let the consumers of ``fake`` read ``stand_in``, and remove those of its nodes nobody reads any more.
 
     A graph output keeps its name (see :meth:`Model.bypass`); a quantizer whose integers are read elsewhere stays.
+    Returns what the nodes read, for :func:`drop_unused_initializers` when all are removed: scales are often shared
+    by the whole graph, so looking at their readers after every node would take quadratic time.
     """
     *upstream, dequantize = fake.nodes
     parameters = [value for node in fake.nodes for value in node.inputs if value is not None]
@@ -110,17 +112,21 @@ def remove(model: Model, fake: FakeQuant, stand_in: oir.Value) -> None:
         if integers.uses() or integers.is_graph_output():
             break
         model.graph.remove(node, safe=True)
-    for value in parameters:
-        if value is not stand_in:
-            drop_unused_initializer(model, value)
+    return parameters
 
 
-def drop_unused_initializer(model: Model, value: oir.Value) -> None:
-    """Remove ``value`` from the initializers of the main graph if nothing reads it."""
-    if value.is_initializer() and not value.uses() and not value.is_graph_output() and value.graph is model.graph:
-        assert value.name is not None
-        model.graph.initializers.pop(value.name)
-        model.scales.discard(value)
+def drop_unused_initializers(model: Model, values: Iterable[oir.Value]) -> None:
+    """Remove those of ``values`` from the initializers of the main graph that nothing reads."""
+    for value in dict.fromkeys(values):
+        if (
+            value.is_initializer()
+            and value.graph is model.graph
+            and not value.is_graph_output()
+            and not value.uses()
+        ):
+            assert value.name is not None
+            model.graph.initializers.pop(value.name)
+            model.scales.discard(value)
 
 
 def _is(node: oir.Node | None, op_type: str) -> bool:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import onnx_ir as oir
+
 from qat2int8.ir import Fact, Model
 from qat2int8.passes.base import Context, Numerics, Pass, PassResult
-from qat2int8.passes.fake_quant import FakeQuant, fake_quants, remove
+from qat2int8.passes.fake_quant import FakeQuant, drop_unused_initializers, fake_quants, remove
 from qat2int8.passes.registry import register
 
 
@@ -25,18 +27,20 @@ class RemoveFakeQuant(Pass):
     numerics = Numerics.QUANTIZING
 
     def run(self, model: Model, ctx: Context) -> PassResult:
-        removed = 0
+        removed, freed = 0, dict[oir.Value, None]()
         for fake in fake_quants(model):
             if isinstance(fake, FakeQuant) and not fake.constant:
-                _remove(model, fake)
+                freed.update(dict.fromkeys(_remove(model, fake)))
                 removed += 1
+        drop_unused_initializers(model, freed)
         return PassResult({"removed": removed})
 
 
-def _remove(model: Model, fake: FakeQuant) -> None:
+def _remove(model: Model, fake: FakeQuant) -> list[oir.Value]:
     outputs = model.graph.outputs
     position = outputs.index(fake.output) if fake.output.is_graph_output() else None
-    remove(model, fake, fake.source)
+    freed = remove(model, fake, fake.source)
     grid = model.scales.get(fake.source)
     if position is not None and grid is not None:
         model.scales.set(outputs[position], grid)
+    return freed
