@@ -137,6 +137,7 @@ class _Manager:
     ) -> None:
         self._model, self._ctx, self._level, self._observers, self._total = model, ctx, level, observers, total
         self._inputs = [value.name or "" for value in model.graph.inputs]
+        self._overridable = {name for name in self._inputs if name in model.graph.initializers}
         self._outputs = [value.name or "" for value in model.graph.outputs]
         self._runs: list[PassRun] = []
         self._notes: list[Diagnostic] = []
@@ -211,7 +212,10 @@ class _Manager:
                 "changed the model but counted no change",
                 remedy="count what the pass changes in PassResult.counts",
             )
-        verify_model(model, self._level, graph_inputs=self._inputs, graph_outputs=self._outputs)
+        # An input with a default value may become a constant; every other one has to stay.
+        present = {value.name for value in model.graph.inputs}
+        inputs = [name for name in self._inputs if name not in self._overridable or name in present]
+        verify_model(model, self._level, graph_inputs=inputs, graph_outputs=self._outputs)
         if self._numbers is not None and result.modified:
             self._numbers.check(model, pass_.numerics)
         return result, seconds

@@ -44,6 +44,7 @@ __all__ = [
     "flatten",
     "option_fields",
     "read_document",
+    "spell",
 ]
 
 Scalar: TypeAlias = bool | int | float | str | None
@@ -112,7 +113,7 @@ class PassSpec:
     def __str__(self) -> str:
         if not self.options:
             return self.name
-        return f"{self.name}{{{' '.join(f'{key}={_spell(value)}' for key, value in self.options.items())}}}"
+        return f"{self.name}{{{' '.join(f'{key}={spell(value)}' for key, value in self.options.items())}}}"
 
     @classmethod
     def of(cls, pass_: Pass) -> PassSpec:
@@ -269,7 +270,7 @@ class OptionField:
             return _convert(self.type, value)
         except _Mismatch:
             raise PipelineError(
-                f"option '{self.name}' expects {self.expects}, not {_spell(value)}",
+                f"option '{self.name}' expects {self.expects}, not {spell(value)}",
                 where=self.pass_name,
             ) from None
 
@@ -368,10 +369,10 @@ def _nearest(name: str, known: Iterable[str]) -> str:
 # -- text -----------------------------------------------------------------------------------------------------
 
 
-def _spell(value: Option) -> str:
-    """A value in the text form."""
+def spell(value: Option) -> str:
+    """An option's value in the text form."""
     if isinstance(value, tuple):
-        return f"[{','.join(map(_spell, value))}]"
+        return f"[{','.join(map(spell, value))}]"
     if isinstance(value, str):
         bare = re.fullmatch(_WORD, value) and value not in _CONSTANTS
         return value if bare and not _WHOLE.fullmatch(value) and not _NUMBER.fullmatch(value) else _quote(value)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+import onnx
 import onnx_ir as oir
 import pytest
 from support import TARGET, graph_text, parse
@@ -243,6 +244,23 @@ def test_a_pass_that_damages_the_model_is_caught_at_once(
     run_pipeline(parse(CHAIN), (Do(damage, count=1),), CTX, verify=VerifyLevel.NONE)
 
 
+def drop_input(model: Model) -> None:
+    model.graph.inputs.pop()
+
+
+def test_an_input_with_a_default_may_become_a_constant_and_no_other_may_go() -> None:
+    text = "g (float[4] x, float[4] w, float[4] v) => (float[4] y) { [a] t = Add (x, w) [b] y = Add (t, v) }"
+    proto = parse(text).to_proto()
+    for name in "wv":
+        proto.graph.initializer.append(onnx.numpy_helper.from_array(np.ones(4, np.float32), name))
+    model = Model.from_proto(proto)
+    run_pipeline(model, (Do(), Do(drop_input, count=1), Do(drop_input, count=1), Do()), CTX)
+    assert [value.name for value in model.graph.inputs] == ["x"]
+    unused = parse("g (float[4] x, float[4] w) => (float[4] y) { [a] y = Neg (x) }")
+    with pytest.raises(InvalidModel, match=r"do \(position 1\): the graph's inputs were \['x', 'w'\]"):
+        run_pipeline(unused, (Do(drop_input, count=1),), CTX)
+
+
 def test_the_checker_is_the_default_level() -> None:
     with pytest.raises(InvalidModel):
         run_pipeline(parse(CHAIN), (Do(misspell, count=1),), CTX)
@@ -322,8 +340,6 @@ def test_inputs_of_every_kind_are_drawn() -> None:
 
 
 def test_custom_ops_lower_the_level_with_one_warning() -> None:
-    import onnx
-
     proto = onnx.parser.parse_model(
         '<ir_version: 8, opset_import: ["" : 17, "acme" : 1]> '
         "g (float[4] x) => (float[4] y) { [p] t = acme.Polish (x) [n] y = Neg (t) }"

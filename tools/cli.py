@@ -1,0 +1,127 @@
+"""The command ``qat2int8``: its subcommands, and how each way of failing ends.
+
+Exit codes: 0 done; 1 a requirement was not met; 2 bad usage or bad input; 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from qat2int8.tools.cast_output import cast_output
+from qat2int8.tools.console import print_error
+from qat2int8.tools.convert import convert
+from qat2int8.tools.demo import demo
+from qat2int8.tools.passes import passes
+from qat2int8.tools.pipelines import pipelines
+from qat2int8.tools.run import run
+
+__all__ = ["COMMANDS", "app", "main"]
+
+BAD_INPUT = 2
+INTERRUPTED = 130
+
+COMMANDS: dict[str, tuple[Callable[..., None], str]] = {
+    "convert": (convert, "qat2int8 convert model.onnx -o model.int8.onnx"),
+    "run": (run, "qat2int8 run model.onnx -o out.onnx --passes canonicalize,fuse-conv-bn,cleanup"),
+    "cast-output": (cast_output, "qat2int8 cast-output model.onnx -o out.onnx --output labels --dtype float32"),
+    "passes": (passes, "qat2int8 passes fuse-conv-bn"),
+    "pipelines": (pipelines, "qat2int8 pipelines qat-to-int8"),
+    "demo": (demo, "qat2int8 demo"),
+}
+"""Every subcommand with the example its help shows."""
+
+# Newer typer brings its own click, older ones use the installed one: this is the class of whichever it is.
+_ClickException: type[Exception] = typer.BadParameter.__mro__[2]
+
+
+class _Group(TyperGroup):
+    """Ends every command the same way: one clean line on stderr and an exit code, never a traceback."""
+
+    def main(
+        self,
+        args: Sequence[str] | None = None,
+        prog_name: str | None = None,
+        complete_var: str | None = None,
+        standalone_mode: bool = True,
+        windows_expand_args: bool = True,
+        **extra: Any,
+    ) -> Any:
+        words = list(sys.argv[1:] if args is None else args)
+        debug = "--debug" in words
+        try:
+            code = super().main(words, "qat2int8", complete_var, False, windows_expand_args, **extra)
+        except _ClickException as error:
+            print_error(_usage(error), debug=debug)
+            code = BAD_INPUT
+        except (KeyboardInterrupt, typer.Abort):
+            code = INTERRUPTED
+        except Exception as error:
+            print_error(_presentable(error), debug=debug)
+            code = BAD_INPUT
+        if code == INTERRUPTED:
+            sys.stderr.write("interrupted\n")
+        sys.exit(code if isinstance(code, int) else 0)
+
+
+def _usage(error: Any) -> Exception:
+    command = error.ctx.command_path if getattr(error, "ctx", None) else "qat2int8"
+    usage = ValueError(f"{command}: {error.format_message()} (see '{command} --help')")
+    usage.__cause__ = error
+    return usage
+
+
+def _presentable(error: Exception) -> Exception:
+    """``error`` itself if it was raised for people, else what a person can make of it."""
+    from qat2int8.ir import Qat2Int8Error
+
+    if isinstance(error, Qat2Int8Error):
+        return error
+    if isinstance(error, OSError) and error.strerror:
+        shown: Exception = ValueError(f"{error.filename or 'input/output'}: {error.strerror}")
+    else:
+        reason = f"{type(error).__name__}: {error}".removesuffix(": ")
+        shown = ValueError(f"unexpected {reason} (rerun with --debug and report what it prints)")
+    shown.__cause__ = error
+    return shown
+
+
+app = typer.Typer(
+    cls=_Group,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        from importlib.metadata import version
+
+        typer.echo(f"qat2int8 {version('qat2int8')}")
+        raise typer.Exit
+
+
+@app.callback(invoke_without_command=True)
+def front(
+    context: typer.Context,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Turn quantization-aware-trained ONNX models into real, fast, faithful INT8 models."""
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+
+
+for _name, (_function, _example) in COMMANDS.items():
+    app.command(_name, epilog=f"Example: {_example}")(_function)
+
+
+def main() -> None:
+    """The console entry point."""
+    app()

@@ -1,0 +1,10 @@
+"""``qat2int8 convert``."""
+
+from __future__ import annotations
+
+from qat2int8.tools.console import Debug, Json, Quiet, Verbose
+
+
+def convert(json: Json = False, quiet: Quiet = False, verbose: Verbose = False, debug: Debug = False) -> None:
+    """Not available in this build."""
+    raise NotImplementedError("convert")
