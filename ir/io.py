@@ -46,10 +46,14 @@ def load_model(path: str | os.PathLike[str]) -> Model:
     try:
         return _load(path)
     except Qat2Int8Error as error:
-        where = f"{path}: {error.where}" if error.where else str(path)
-        raise type(error)(error.what, where=where, remedy=error.remedy) from error
+        # Names come from the file and may hold anything.
+        what, where = (" ".join(part.split()) for part in (error.what, error.where))
+        raise type(error)(what, where=f"{path}: {where}" if where else str(path), remedy=error.remedy) from error
     except Exception as error:  # onnx, protobuf and onnx_ir raise whatever comes up on a damaged file
-        reason = str(error).strip().splitlines() or [type(error).__name__]
+        root: BaseException = error
+        while root.__cause__ is not None:
+            root = root.__cause__
+        reason = str(root).strip().splitlines() or [type(root).__name__]
         raise InvalidModel(
             f"cannot be read as ONNX: {reason[0][:200]}", where=str(path), remedy=_EXPORT
         ) from error
@@ -133,7 +137,9 @@ def _load(path: Path) -> Model:
         tensor.data_location == onnx.TensorProto.EXTERNAL for tensor in proto.graph.initializer
     )
     model = Model(_to_ir(proto), path=path)
-    if not sorted_:
+    if sorted_:
+        weightless(model.ir)  # what cannot be written again, such as a name that is not UTF-8, is found here
+    else:
         _sort(model)
         check(weightless(model.ir))
     oir.external_data.set_base_dir(model.graph, folder)
@@ -248,7 +254,7 @@ def _tensors(proto: onnx.ModelProto) -> Iterator[tuple[bool, onnx.TensorProto]]:
 
 
 def _check_tensor(in_graph: bool, tensor: onnx.TensorProto, folder: Path) -> None:
-    """What the checker says about a tensor's data, for the large ones it is not shown."""
+    """Whether a tensor's data are there: the checker is not shown the large ones and does not count the others."""
     where = f"tensor '{tensor.name}'"
     if any(size < 0 for size in tensor.dims):
         raise InvalidModel(f"has a negative dimension: {list(tensor.dims)}", where=where)
@@ -262,15 +268,21 @@ def _check_tensor(in_graph: bool, tensor: onnx.TensorProto, folder: Path) -> Non
                 "a function or list of tensors keeps external data", where=where, remedy=_EXPORT
             )
         _check_external(tensor, expected, folder, where)
-    elif expected > WEIGHT_BYTES:
-        if not tensor.HasField("raw_data"):
-            onnx.checker.check_tensor(tensor)
-        elif len(tensor.raw_data) != expected:
-            raise InvalidModel(
-                f"has {len(tensor.raw_data)} bytes of data where {expected} are needed",
-                where=where,
-                remedy=_EXPORT,
-            )
+    elif not tensor.HasField("raw_data"):
+        _check_typed(tensor, where)
+    elif len(tensor.raw_data) != expected:
+        what = f"has {len(tensor.raw_data)} bytes of data where {expected} are needed"
+        raise InvalidModel(what, where=where, remedy=_EXPORT)
+
+
+def _check_typed(tensor: onnx.TensorProto, where: str) -> None:
+    """Whether the one list of numbers a tensor without raw data has is as long as its shape wants."""
+    try:
+        fits = oir.serde.deserialize_tensor(tensor).numpy().shape == tuple(tensor.dims)
+    except Exception as error:  # numpy and onnx_ir each have their own
+        raise InvalidModel(f"its data do not fit its shape: {error}", where=where, remedy=_EXPORT) from error
+    if not fits:
+        raise InvalidModel("its data do not fit its shape", where=where, remedy=_EXPORT)
 
 
 def _check_external(tensor: onnx.TensorProto, expected: int, folder: Path, where: str) -> None:

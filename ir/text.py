@@ -23,7 +23,12 @@ def to_text(model: Model, *, scales: bool = False) -> str:
         scales: append the scale table as comments.
     """
     with substituted(model.ir, _elided):
-        text: str = onnx.printer.to_text(model.to_proto())
+        proto = model.to_proto()
+    declared = [info for info in proto.graph.value_info if info.name not in model.graph.initializers]
+    shown = onnx.GraphProto(value_info=declared)
+    proto.graph.ClearField("value_info")  # of an initializer it says what stands beside it anyway
+    proto.graph.value_info.MergeFrom(shown.value_info)
+    text: str = onnx.printer.to_text(proto)
     text = _PLACEHOLDER.sub(_shown, text)
     if scales and len(model.scales):
         rows = [

@@ -87,9 +87,7 @@ class ChangeOutputDtype(GraphSurgeonPass):
         value, wanted = outputs[self.output], self._wanted
         where = f"output '{self.output}'"
         if not isinstance(value.type, oir.TensorType):
-            raise PassFailed(
-                f"holds {value.type or 'no known type'}, which has no element type to cast", where=where
-            )
+            raise PassFailed(f"holds {value.type or 'no known type'}, which cannot be cast", where=where)
         if value.dtype is not wanted and value.is_graph_input():
             raise PassFailed("is a graph input itself, and both must keep the one name", where=where)
         castable = _castable(model.opset)
