@@ -14,7 +14,7 @@ from typing import Any
 
 import onnx
 
-from qat2int8.ir import Code, Diagnostic, Model, Target, UnsupportedModel
+from qat2int8.ir import Code, Diagnostic, Model, PipelineError, Target, UnsupportedModel
 from qat2int8.ir.io import load_model, save_model
 from qat2int8.ir.verify import VerifyLevel
 from qat2int8.passes import Context
@@ -153,6 +153,7 @@ def convert(
     if overrides:
         spec = spec.with_options(overrides)
 
+    level = _verify_level(verify)
     source: ModelFile
     if isinstance(model, onnx.ModelProto):
         source = model.SerializeToString()
@@ -162,10 +163,19 @@ def convert(
         graph = load_model(source)
     before = _op_counts(graph)
     _check_fake_quant(graph)
-    run = run_pipeline(graph, spec, Context(chosen), verify=VerifyLevel(verify), observers=observers)
+    run = run_pipeline(graph, spec, Context(chosen), verify=level, observers=observers)
     _check_placed(run)
     _stamp(graph, spec, chosen, run, source)
     return Conversion(graph, chosen, spec, run, before, source)
+
+
+def _verify_level(name: str) -> VerifyLevel:
+    try:
+        return VerifyLevel(name)
+    except ValueError:
+        raise PipelineError(
+            f"no verification level is called '{name}'", remedy=f"one of {', '.join(VerifyLevel)}"
+        ) from None
 
 
 def _op_counts(model: Model) -> dict[str, int]:
