@@ -118,7 +118,7 @@ def _elementwise_chain(model: Model, layer: Layer, op_types: Sequence[str], batc
         link: Link | None = None
         if node.op_type in op_types:
             link = elementwise_link(model, layer, node, value)
-        elif batch_norm and node.op_type == "BatchNormalization" and node.inputs[0] is value:
+        elif batch_norm and node.op_type == "BatchNormalization":
             link = _batch_norm_or_none(model, layer, node)
         if link is None:
             break
@@ -177,7 +177,6 @@ def _splice(pass_: Pass, model: Model, result: oir.Value, link: Link) -> list[Di
     final = link.node.outputs[0]
     notes = drop_grid(pass_, model, result, replaced_by=final)
     moments = link.moments or _moved(model.moments.get(result), link)
-    model.moments.pop(result, None)
     model.replace_value(final, result)
     if moments is not None:
         model.moments[result] = moments

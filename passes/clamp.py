@@ -83,7 +83,7 @@ def _of_extremum(model: Model, node: oir.Node) -> Clamp | None:
         return None
     for source, value in (node.inputs, reversed(node.inputs)):
         bound = None if value is None else _scalar(model, value)
-        if source is None or bound is None or _widens(source, bound) or model.constant(source) is not None:
+        if source is None or bound is None or _widens(source, bound):
             continue
         limit = _open(bound)
         if not math.isfinite(limit):
@@ -96,7 +96,7 @@ def _of_extremum(model: Model, node: oir.Node) -> Clamp | None:
 def _scalar(model: Model, value: oir.Value) -> npt.NDArray[Any] | None:
     """The float in a one-element initializer; a Constant node is not one, it might stand behind its reader."""
     array = model.constant(value) if value.is_initializer() else None
-    if array is None or array.size != 1 or array.dtype.kind != "f" or np.isnan(array.reshape(())):
+    if array is None or array.size != 1 or array.dtype.kind != "f":
         return None
     return array
 

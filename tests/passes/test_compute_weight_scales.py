@@ -132,6 +132,11 @@ def test_a_weight_two_layers_read_gets_its_grid_once() -> None:
         ("g (float[6] x) => (float[6] y) <float[6] w = {1, 2, 3, 4, 5, 6}> { y = Mul (x, w) }", "x"),
         ("g (float16[1, 2] x) => (float16[1, 1] y) <float16[2, 1] w = {1, 2}> { y = MatMul (x, w) }", "x"),
         ("g (double[1, 2] x) => (double[1, 1] y) <double[2, 1] w = {1, 2}> { y = MatMul (x, w) }", "x"),
+        (
+            '<ir_version: 8, opset_import: ["" : 17, "custom" : 1]>'
+            "g (float[1, 2] x) => (float[1, 1] y) <float[2, 1] w = {1, 2}> { y = custom.MatMul (x, w) }",
+            "x",
+        ),
         ("g (float[1, 0] x) => (float[1, 0] y) <float[0, 0] w = {}> { y = MatMul (x, w) }", "x"),
     ],
 )

@@ -1,8 +1,10 @@
 import numpy as np
+import onnx_ir as oir
 import pytest
-from support import apply, assert_same_numbers, check_pass, graph_text, parse
+from support import TARGET, apply, assert_same_numbers, check_pass, graph_text, parse
 
 from qat2int8.ir import INT8, ChannelMoments, Code, Model, QuantParams, Severity
+from qat2int8.passes import Context
 from qat2int8.passes.fuse_conv_affine import FuseConvAffine
 
 FEED = {"x": np.random.default_rng(3).normal(size=(2, 1, 4, 4)).astype(np.float32)}
@@ -174,6 +176,30 @@ def test_a_constant_that_multiplies_the_channels_stays() -> None:
         "<float[1, 1, 1, 1] w = {3}, float[1, 3, 1, 1] three = {1, 2, 3}>"
         "{ [conv] c = Conv (x, w) y = Mul (c, three) }"
     )
+    assert not apply(FuseConvAffine(), model).modified
+
+
+def test_a_row_as_long_as_there_are_channels_stays() -> None:
+    model = parse(
+        "g (float[N, 1, 2, 2] x) => (float[N, 2, 2, 2] y) <float[2, 1, 1, 1] w = {3, 4}, float[2] row = {1, 2}>"
+        "{ [conv] c = Conv (x, w) y = Mul (c, row) }"
+    )
+    assert not apply(FuseConvAffine(), model).modified
+
+
+def test_a_normalization_of_another_length_ends_the_chain() -> None:
+    stats = ", float[2] s = {1, 2}"
+    model = parse(chain("[conv] c = Conv (x, w) d = Mul (c, k) y = BatchNormalization (d, s, s, s, s)", stats))
+    model.values()["s"].const_value = oir.tensor(np.ones(3, np.float32), name="s")
+    assert FuseConvAffine().run(model, Context(TARGET)).counts["folded"] == 1
+
+
+def test_a_tensor_read_inside_a_subgraph_stays() -> None:
+    text = chain(
+        "[conv] c = Conv (x, w) y = If (flag) <then_branch = t () => (float[N, 2, 4, 4] p) { p = Mul (c, k) },"
+        " else_branch = e () => (float[N, 2, 4, 4] q) { q = Conv (x, w) }>"
+    )
+    model = parse(text.replace("4, 4] x)", "4, 4] x, bool flag)"))
     assert not apply(FuseConvAffine(), model).modified
 
 

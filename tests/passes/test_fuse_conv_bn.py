@@ -1,12 +1,13 @@
 import numpy as np
 import onnx
+import onnx_ir as oir
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support import apply, assert_same_numbers, check_pass, graph_text, named, parse, run
+from support import TARGET, apply, assert_same_numbers, check_pass, graph_text, named, parse, run
 
 from qat2int8.ir import INT8, UINT8, Code, Model, Provenance, QuantDType, QuantParams, Severity
-from qat2int8.passes import PassResult
+from qat2int8.passes import Context, PassResult
 from qat2int8.passes.affine_chain import batch_norm_link
 from qat2int8.passes.fuse_conv_bn import FuseConvBn
 
@@ -203,6 +204,28 @@ def test_the_lowest_level_has_no_mirror_image() -> None:
     assert (note.code, note.node, note.value) == (Code.WEIGHT_REQUANTIZED, "conv", "w")
     assert note.severity is Severity.WARNING
     assert "1 of 2 channels" in note.reason
+
+
+def test_only_the_channels_that_hold_the_lowest_level_lose_their_step() -> None:
+    text = BEFORE.replace("w = {2, 4}", "w = {2, -256}").replace("{3, -1}", "{-3, -1}")
+    model, result = with_grid(QuantParams.make([1.0, 2.0], axis=0), text)
+    np.testing.assert_array_equal(of(model, "w").scale, np.array([1, 128 / 127], np.float32))
+    assert "1 of 2 channels" in result.diagnostics[0].reason
+
+
+def test_a_step_that_overflows_is_a_reason_not_to_fold() -> None:
+    text = BEFORE.replace("w = {2, 4}", "w = {0, 4}").replace("{3, -1}", "{1e10, -1}")
+    model, result = with_grid(QuantParams.make([1e30, 2.0], axis=0), text)
+    assert "weight scale overflows" in result.diagnostics[0].reason
+    assert of(model, "w").scale.tolist() == np.array([1e30, 2.0], np.float32).tolist()
+
+
+def test_parameters_of_another_length_are_left_alone() -> None:
+    model = parse(BEFORE)
+    for name in ("gamma", "beta", "mean", "var"):
+        model.values()[name].const_value = oir.tensor(np.ones(3, np.float32), name=name)
+    (note,) = FuseConvBn().run(model, Context(TARGET)).diagnostics
+    assert "do not run along the output channels" in note.reason
 
 
 def test_a_narrow_grid_mirrors_exactly() -> None:

@@ -4,7 +4,7 @@ import onnx_ir as oir
 import pytest
 from support import apply, check_pass, graph_text, parse, run
 
-from qat2int8.ir import Code, Model, QuantParams, Severity
+from qat2int8.ir import ChannelMoments, Code, Model, QuantParams, Severity
 from qat2int8.passes.fuse_conv_relu import FuseConvRelu
 
 BOUNDS = (
@@ -107,6 +107,8 @@ def test_the_largest_finite_number_means_no_bound() -> None:
         "y = Min (x, inf)",
         "a = Relu (x) b = Neg (a) y = Max (a, b)",
         "a = Clip (x, six, zero) y = Relu (a)",
+        "a = Relu (x) y = Clip (a, inf)",
+        "k = Constant <value = float {0.0}> () y = Max (x, k)",
     ],
 )
 def test_what_is_no_clamp_or_in_form_already_stays(body: str) -> None:
@@ -126,10 +128,11 @@ def test_integers_stay() -> None:
     assert not apply(FuseConvRelu(), model).modified
 
 
-def test_bounds_in_attributes_stay() -> None:
+@pytest.mark.parametrize("clip", ["Clip <min = 0.0, max = 6.0> (a)", "Min (a, six)"])
+def test_a_model_with_bounds_in_attributes_stays(clip: str) -> None:
     model = parse(
         '<ir_version: 5, opset_import: ["" : 10]>'
-        "g (float[4] x) => (float[4] y) { a = Relu (x) y = Clip <min = 0.0, max = 6.0> (a) }"
+        f"g (float[4] x) => (float[4] y) <float six = {{6}}> {{ a = Relu (x) y = {clip} }}"
     )
     assert not apply(FuseConvRelu(), model).modified
 
@@ -256,9 +259,13 @@ def test_grids_stay_with_the_numbers_they_describe() -> None:
     model = parse(image(f"c = Conv (x, w) a = {MOVES['Transpose'][0]} p = Flatten (a) y = Relu (p)", "1, 16"))
     values = model.values()
     grids = {name: QuantParams.make(step) for name, step in zip("capy", (1, 2, 3, 4), strict=True)}
+    moments: dict[str, ChannelMoments] = {}
     for name, grid in grids.items():
         model.scales.set(values[name], grid)
+        moments[name] = ChannelMoments(np.zeros(1, np.float32), np.ones(1, np.float32), 1, name)
+        model.moments[values[name]] = moments[name]
     result = apply(FuseConvRelu(), model)
+    assert {v.name: m for v, m in model.moments.items()} == {"c": moments["c"], "y": moments["y"]}
     assert {v.name: g for v, g in model.scales.items()} == {"c": grids["c"], "y": grids["y"]}
     assert model.scales[model.graph.outputs[0]] is grids["y"]
     assert sorted(d.value for d in result.diagnostics) == ["a", "p"]

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from support import apply, assert_same_numbers, check_pass, graph_text, parse
 
-from qat2int8.ir import Code, Model, QuantParams, Severity
+from qat2int8.ir import ChannelMoments, Code, Model, QuantParams, Severity
 from qat2int8.passes.fuse_matmul_add import FuseMatmulAdd
 
 RNG = np.random.default_rng(11)
@@ -190,6 +190,19 @@ def test_near_misses(body: str) -> None:
     assert not result.modified
     assert result.diagnostics == ()
     assert graph_text(model) == before
+
+
+def test_a_constant_that_stands_between_the_two_is_copied() -> None:
+    model = matmul("4, 2", "4, 3", "c = MatMul (x, w) k = Constant <value = float[3] {1, 2, 3}> () y = Add (c, k)")
+    assert apply(FuseMatmulAdd(), model).counts["fused"] == 1
+    assert constant(model, 0, 2) == [1, 2, 3]
+
+
+def test_statistics_of_the_product_are_not_those_of_the_sum() -> None:
+    model = matmul("4, 2", "4, 3", "c = MatMul (x, w) y = Add (c, b)")
+    model.moments[model.values()["c"]] = ChannelMoments(np.zeros(3, np.float32), np.ones(3, np.float32), 1, "bn")
+    apply(FuseMatmulAdd(), model)
+    assert model.moments == {}
 
 
 def test_a_product_that_is_an_output_stays() -> None:
