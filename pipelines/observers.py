@@ -63,7 +63,7 @@ class TimingRow:
 
 
 class Timing(Quiet):
-    """Where the time went: passes, fixpoints with their passes below them, and what the manager checks between."""
+    """Where the time went: passes, fixpoints with their passes below them, and what is checked between."""
 
     def __init__(self) -> None:
         self._runs: list[PassRun] = []
@@ -93,8 +93,8 @@ class Timing(Quiet):
                 rows.append(TimingRow(FIXPOINT, 1, seconds, seconds / whole, rounds))
             seconds = sum(run.seconds for run in runs)
             rows.append(TimingRow(runs[0].name, 2 if position.loop else 1, seconds, seconds / whole, len(runs)))
-        checks = self._seconds - sum(run.seconds for run in self._runs)
-        rows.append(TimingRow("checks between passes", 1, checks, checks / whole, len(self._runs)))
+        rest = self._seconds - sum(run.seconds for run in self._runs)
+        rows.append(TimingRow("between passes", 1, rest, rest / whole, len(self._runs)))
         return tuple(rows)
 
 

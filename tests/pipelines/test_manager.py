@@ -13,6 +13,7 @@ from support import TARGET, graph_text, parse
 
 from qat2int8.ir import (
     INT8,
+    ChannelMoments,
     Code,
     Fact,
     InvalidModel,
@@ -199,6 +200,11 @@ def set_grid(model: Model) -> None:
     model.scales.set(model.values()["t"], params)
 
 
+def set_moments(model: Model) -> None:
+    ones = np.ones(4, np.float32)
+    model.moments[model.values()["t"]] = ChannelMoments(ones, ones, 0, "test")
+
+
 @pytest.mark.parametrize(
     "change",
     [
@@ -209,6 +215,7 @@ def set_grid(model: Model) -> None:
         lambda model: next(model.nodes("Add")).attributes.add(oir.AttrInt64("flag", 1)),
         lambda model: next(model.nodes("Neg")).replace_input_with(0, model.graph.inputs[0]),
         set_grid,
+        set_moments,
     ],
 )
 def test_a_change_that_is_not_counted_is_a_lie(change: Callable[[Model], object]) -> None:
@@ -327,6 +334,21 @@ def test_symbolic_dimensions_get_a_size_the_model_runs_with() -> None:
     even = "g (float[N] x) => (float[2] y) <int64[1] two = {2}> { [a] y = Reshape (x, two) }"
     for text in (flexible, even):
         assert isinstance(NumericCheck.of(parse(text)), NumericCheck)
+
+
+def test_an_input_is_spread_over_the_quantizer_that_reads_it() -> None:
+    # Drawn from [-1, 1] every element would be rounded to 0, and no change behind it would show.
+    text = """
+    g (float[64] x) => (float[64] y) <float s = {100}, uint8 z = {128}, float[1] w = {1}> {
+      q = QuantizeLinear (x, s, z) d = DequantizeLinear (q, s, z) [m] y = Mul (d, w)
+    }
+    """
+
+    def double(model: Model) -> None:
+        model.graph.initializers["w"].const_value = oir.tensor(np.float32([2]), name="w")
+
+    with pytest.raises(PassFailed, match="moved"):
+        numeric(Close(double, count=1), text=text)
 
 
 def test_inputs_of_every_kind_are_drawn() -> None:

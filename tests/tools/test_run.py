@@ -112,7 +112,7 @@ def test_run_can_be_quiet(model: Path) -> None:
 def test_run_times_passes(model: Path) -> None:
     lines = ran(model, "--time-passes").stdout.splitlines()
     start = next(at for at, line in enumerate(lines) if line.startswith("where the time went"))
-    assert [line.split()[0] for line in lines[start + 2 : start + 5]] == ["total", "canonicalize", "checks"]
+    assert [line.split()[0] for line in lines[start + 2 : start + 5]] == ["total", "canonicalize", "between"]
     assert all(len(line) <= 80 for line in lines if not line.startswith("wrote"))
 
 
@@ -148,6 +148,17 @@ def test_a_pipeline_can_come_from_a_file_with_a_target(model: Path) -> None:
     assert "no target is called 'ort-x68' (did you mean 'ort-x86'?)" in one_line(ran(model, passes=str(file)))
     file.write_text("target: ort-x86\npasses: [canonicalize, fixpoint: [canonicalize]]")
     assert ran(model, passes=str(file)).exit_code == 0
+
+
+def test_a_pipeline_file_that_is_no_text_is_refused(model: Path) -> None:
+    (model.parent / "binary.yaml").write_bytes(b"\xff\xfe\x00")
+    assert "is not UTF-8 text" in one_line(ran(model, passes=str(model.parent / "binary.yaml")))
+    assert "Is a directory" in one_line(ran(model, passes=folder(model.parent / "folder.yaml")))
+
+
+def folder(path: Path) -> str:
+    path.mkdir()
+    return str(path)
 
 
 @pytest.mark.parametrize("level", ["none", "structure", "checker", "numeric"])
