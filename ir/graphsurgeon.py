@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 
 import numpy as np
 import numpy.typing as npt
@@ -38,7 +39,7 @@ def to_gs(model: Model) -> gs.Graph:
     with substituted(model.ir, stub):
         proto = model.to_proto()
     del proto.functions[:]
-    with G_LOGGER.suppress():
+    with _quiet():
         graph = gs.import_onnx(proto)
     for constant in _constants(graph):
         constant._values = _Weight(weights[_key(constant._values.tensor)])
@@ -98,24 +99,32 @@ class _Weight(LazyValues):  # type: ignore[misc]
 
     def __init__(self, source: oir.TensorProtocol) -> None:
         self.source = source
-        self.key: str | None = None
-        super().__init__(oir.to_proto(_stub("", source)))
+        self.key: str | None = ""
+        super().__init__(None)
+        self.key = None
 
     @property
     def tensor(self) -> onnx.TensorProto:
         if self.key is not None:
-            return oir.to_proto(_stub(self.key, self.source))
-        if isinstance(self.source, oir.StringTensor):
-            return oir.to_proto(self.source)
-        return oir.to_proto(oir.Tensor(self.source.numpy(), dtype=self.source.dtype, name=self.source.name))
+            return oir.serde.serialize_tensor(_stub(self.key, self.source))
+        if isinstance(self.source, oir.ExternalTensor):
+            held = oir.Tensor(self.source.numpy(), dtype=self.source.dtype, name=self.source.name)
+            return oir.serde.serialize_tensor(held)
+        return oir.serde.serialize_tensor(self.source)
 
     @tensor.setter
     def tensor(self, _: onnx.TensorProto) -> None:
-        """The base class sets the stub it read type and shape from; there is nothing to keep of it."""
+        """The base class wants to keep one; here it is made when asked for."""
 
     def load(self) -> npt.NDArray[np.generic]:
         """A copy of the values, which may be changed in place."""
         return np.array(self.source.numpy())
+
+
+def _quiet() -> AbstractContextManager[object]:
+    """GraphSurgeon prints what it then raises; only the raise is wanted."""
+    suppressed: AbstractContextManager[object] = G_LOGGER.suppress(G_LOGGER.CRITICAL + 1)
+    return suppressed
 
 
 def _stub(key: str, tensor: oir.TensorProtocol) -> oir.ExternalTensor:
@@ -234,7 +243,7 @@ def _export(graph: gs.Graph, like: Model, weights: dict[str, oir.TensorProtocol]
             stub.key = str(len(weights))
             weights[stub.key] = source
             constant._values = stub
-        with G_LOGGER.suppress():
+        with _quiet():
             proto: onnx.ModelProto = gs.export_onnx(graph)
     except (UnsupportedModel, InvalidModel):
         raise
@@ -295,7 +304,7 @@ def _restore_model(ir: oir.Model, like: Model) -> None:
 
 
 def _restore_inputs(model: Model, like: Model) -> None:
-    """Initializers a caller may override become graph inputs again, where they were."""
+    """Initializers a caller may override become graph inputs again, and all get back into their order."""
     for index, before in enumerate(like.graph.inputs):
         name = before.name or ""
         if name not in like.graph.initializers or any(value.name == name for value in model.graph.inputs):
@@ -305,6 +314,13 @@ def _restore_inputs(model: Model, like: Model) -> None:
             value = oir.Value(name=name, type=before.type, shape=before.shape, const_value=before.const_value)
             model.graph.register_initializer(value)
         model.graph.inputs.insert(index, value)
+    place = {name: index for index, name in enumerate(like.graph.initializers)}
+    initializers = sorted(
+        model.graph.initializers.values(), key=lambda value: place.get(value.name or "", len(place))
+    )
+    model.graph.initializers.clear()
+    for value in initializers:
+        model.graph.register_initializer(value)
 
 
 def _restore_values(model: Model, like: Model, sources: dict[str, oir.Value]) -> None:
