@@ -55,8 +55,8 @@ def from_gs(graph: gs.Graph, *, like: Model) -> Model:
 
     Nodes are sorted. Everything GraphSurgeon does not know comes from ``like``: versions, metadata and
     functions of the model, documentation and metadata of each node and tensor that still has its name,
-    initializers that are also graph inputs. Grids and statistics stay with the tensor they were of, renamed
-    or not; for tensors that were made anew the name decides.
+    initializers that are also graph inputs. Initializers nothing reads are gone. Grids and statistics stay with
+    the tensor they were of, renamed or not; for tensors that were made anew the name decides.
 
     Raises:
         UnsupportedModel: the graph uses something that would not survive.

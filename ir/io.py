@@ -413,9 +413,10 @@ def _save_with_data(model: Model, path: Path, weights: list[oir.Value]) -> None:
         _flush(data_file)
         with substituted(model.ir, lambda tensor: written.get(id(tensor)) or _in_memory(tensor)):
             _write_proto(model.to_proto(), file)
-        overwritten = _keep_mapped(model, data)
+        overwritten = _living_in(model, data)
         with _replaced(data_temporary, data):
             os.replace(temporary, path)
+        # The old tensors, which clones may share, were mapped when they were written and keep the replaced file.
         for value in overwritten:
             tensor = value.const_value
             value.const_value = written.get(id(tensor)) or tensor
@@ -438,16 +439,16 @@ def _append(tensor: oir.TensorProtocol, file: BinaryIO, data: Path) -> oir.Exter
     )
 
 
-def _keep_mapped(model: Model, data: Path) -> list[oir.Value]:
-    """The weights that live in ``data``, mapped now: once the file is replaced only a map still holds them."""
-    kept = []
-    for graph in model.ir.graphs():
-        for value in graph.initializers.values():
-            tensor = value.const_value
-            if isinstance(tensor, oir.ExternalTensor) and data.exists() and os.path.samefile(tensor.path, data):
-                tensor.numpy()
-                kept.append(value)
-    return kept
+def _living_in(model: Model, data: Path) -> list[oir.Value]:
+    """The weights whose data are in the file ``data``."""
+    if not data.exists():
+        return []
+    return [
+        value
+        for graph in model.ir.graphs()
+        for value in graph.initializers.values()
+        if isinstance(value.const_value, oir.ExternalTensor) and os.path.samefile(value.const_value.path, data)
+    ]
 
 
 @contextmanager

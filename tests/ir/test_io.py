@@ -254,6 +254,9 @@ def test_data_may_be_overwritten_while_it_is_mapped(external: Path, read_first: 
     np.testing.assert_allclose(answer(external), EXPECTED)
     for survivor in (model, twin):
         np.testing.assert_array_equal(survivor.constant(survivor.graph.initializers["w"]), WEIGHT)
+    # The model that was written speaks of the new file from now on.
+    ours, theirs = (m.graph.initializers["w"].const_value for m in (model, load_model(external)))
+    assert (ours.offset, ours.length, ours.path) == (theirs.offset, theirs.length, theirs.path)
     save_model(model, external)
     np.testing.assert_allclose(answer(external), EXPECTED)
     assert files(external.parent) == ["m.onnx", "m.onnx.data"]
