@@ -14,7 +14,7 @@ from qat2int8.passes.registry import register
 @register
 @dataclass(frozen=True)
 class Canonicalize(Pass):
-    """Inline functions, lift constants to initializers, drop Identity nodes, give every node a name.
+    """Inline functions, lift constants to initializers, drop Identity nodes, infer shapes, name every node.
 
     Initializers that are also graph inputs (the habit of IR version 3) are frozen: onnxruntime fuses nothing
     that a caller could override.
@@ -32,6 +32,9 @@ class Canonicalize(Pass):
         common.RemoveInitializersFromInputsPass()(model.ir)
         common.IdentityEliminationPass()(model.ir)
         common.TopologicalSortPass()(model.ir)
+        unknown = sum(out.shape is None for node in model.graph for out in node.outputs)
+        common.ShapeInferencePass()(model.ir)
+        unknown -= sum(out.shape is None for node in model.graph for out in node.outputs)
         named = 0
         model.forget_names()
         for node in model.nodes():
@@ -44,6 +47,7 @@ class Canonicalize(Pass):
             "identities removed": identities - len(list(model.nodes("Identity"))),
             "inputs frozen": len(frozen),
             "nodes named": named,
+            "shapes inferred": unknown,
         }
         notes = tuple(
             self.note(

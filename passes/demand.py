@@ -54,7 +54,7 @@ class Demand:
     def at(self, value: oir.Value, depth: int) -> Interval:
         """Like :meth:`of`, but a grid of ``value`` itself answers at once: its quantizer clamps there."""
         params = self.model.scales.get(value)
-        return params.interval if params is not None else self.of(value, depth)
+        return params.span if params is not None else self.of(value, depth)
 
     def _rule(self, node: oir.Node) -> _Rule | None:
         if node.graph is not self.model.graph or node.domain != "":

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
+import numpy as np
 import onnx_ir as oir
 
-from qat2int8.ir import Contract, Model, OpRule, QuantParams, Target
+from qat2int8.ir import Contract, Model, OpRule, Target
 from qat2int8.passes.scale_groups import is_movement
 
-__all__ = ["Kernel", "absorbs", "kernel_of"]
+__all__ = ["Kernel", "absorbs", "clamp_bounds", "kernel_of"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,7 +25,8 @@ class Kernel:
         constants: constant operands of an elementwise op, to be quantized with the node.
         weight: the constant second input of a Conv, Gemm or MatMul.
         bias: the third input of a Conv or Gemm.
-        output: the tensor that carries the kernel's result: behind ``activation`` where there is one.
+        outputs: the tensors that carry the kernel's results: behind ``activation`` where there is one, and all
+            of them where data is split.
         activation: the Relu or Clip that the output's quantizer absorbs.
     """
 
@@ -33,12 +36,20 @@ class Kernel:
     constants: tuple[oir.Value, ...]
     weight: oir.Value | None
     bias: oir.Value | None
-    output: oir.Value
+    outputs: tuple[oir.Value, ...]
     activation: oir.Node | None
+
+    @property
+    def output(self) -> oir.Value:
+        """The first of :attr:`outputs`, the only one of most ops."""
+        return self.outputs[0]
 
 
 def kernel_of(model: Model, node: oir.Node, target: Target) -> Kernel | None:
-    """``node`` as a kernel of ``target``, or None when the target has no integer kernel for its op."""
+    """``node`` as a kernel of ``target``, or None when the target has no integer kernel for what it does.
+
+    Arithmetic on shapes and indices, which are integers in the source already, is no kernel either.
+    """
     rule = target.ops.get(node.op_type) if node.domain == "" else None
     if rule is None or node.graph is not model.graph:
         return None
@@ -58,48 +69,67 @@ def kernel_of(model: Model, node: oir.Node, target: Target) -> Kernel | None:
     else:
         operands = [node.inputs[index] for index in rule.data_inputs]
     present = [value for value in operands if value is not None]
+    if any(value.dtype is not None and value.dtype.is_integer() for value in present):
+        return None
     constants = tuple(value for value in present if model.constant(value) is not None)
     inputs = tuple(value for value in present if model.constant(value) is None)
-    activation = absorbed_activation(model, node, rule)
-    output = activation.outputs[0] if activation is not None else node.outputs[0]
-    return Kernel(node, rule, inputs, constants, weight, bias, output, activation)
+    activation = _absorbed_activation(model, node, rule)
+    outputs = node.outputs[:1] if activation is None else activation.outputs
+    if node.op_type == "Split":
+        outputs = node.outputs
+    return Kernel(node, rule, inputs, constants, weight, bias, tuple(outputs), activation)
 
 
-def absorbed_activation(model: Model, node: oir.Node, rule: OpRule) -> oir.Node | None:
+def _absorbed_activation(model: Model, node: oir.Node, rule: OpRule) -> oir.Node | None:
     """The Relu or Clip behind ``node`` that its output's grid computes by saturating, if there is one.
 
     A tensor that has no grid yet counts as absorbing: the grid it will get starts where the activation clamps.
     """
     result = node.outputs[0]
     uses = list(result.uses())
-    if len(uses) != 1 or result.is_graph_output():
+    if len(uses) != 1 or uses[0].idx != 0 or result.is_graph_output():
         return None
     activation = uses[0].node
     if activation.op_type not in rule.absorbs or activation.domain != "" or activation.graph is not model.graph:
         return None
     params = model.scales.get(activation.outputs[0])
-    return activation if params is None or absorbs(model, params, activation) else None
-
-
-def absorbs(model: Model, params: QuantParams, activation: oir.Node) -> bool:
-    """Whether quantizing to ``params`` clamps at least as much as ``activation`` (Relu or Clip) does.
-
-    Decided on the integers, as onnxruntime does: the bounds must round to the first and last level.
-    """
+    if params is None:
+        return activation
     if params.per_channel:
+        return None
+    levels = params.dtype.qmin, params.dtype.qmax
+    return activation if absorbs(model, activation, params.scale, int(params.zero_point), levels) else None
+
+
+def absorbs(
+    model: Model, activation: oir.Node, scale: np.float32 | np.ndarray[tuple[()]], zero: int, levels: tuple[int, int]
+) -> bool:
+    """Whether quantizing to ``levels`` (lowest, highest) clamps at least as much as ``activation`` does.
+
+    Decided on the integers, as onnxruntime does: the bounds of the Relu or Clip must round to the outermost
+    levels or lie beyond them.
+    """
+    bounds = clamp_bounds(model, activation)
+    if bounds is None:
         return False
-    zero, scale = int(params.zero_point), float(params.scale)
+    lowest, highest = (float(np.rint(np.float32(bound) / np.float32(scale))) + zero for bound in bounds)
+    return lowest <= levels[0] and highest >= levels[1]
 
-    def level(bound: float) -> float:
-        return round(bound / scale) + zero
 
+def clamp_bounds(model: Model, activation: oir.Node) -> tuple[float, float] | None:
+    """Where a Relu or Clip clamps, infinite where it does not; None when that is not known or no real clamp."""
     if activation.op_type == "Relu":
-        return level(0.0) <= params.dtype.qmin
-    bounds = [
-        model.constant(value) if value is not None else None for value in (*activation.inputs, None, None)[1:3]
-    ]
-    for value, bound in zip((*activation.inputs, None, None)[1:3], bounds, strict=True):
-        if value is not None and (bound is None or bound.size != 1):
-            return False
-    lo, hi = (None if bound is None else float(bound.reshape(())[()]) for bound in bounds)
-    return (lo is None or level(lo) <= params.dtype.qmin) and (hi is None or level(hi) >= params.dtype.qmax)
+        return 0.0, math.inf
+    bounds = [-math.inf, math.inf]
+    if activation.attributes:
+        # Before opset 11 the bounds are attributes.
+        bounds = [activation.attributes.get_float(name, bound) for name, bound in zip(("min", "max"), bounds)]
+    for index, value in enumerate(activation.inputs[1:3]):
+        if value is None:
+            continue
+        array = model.constant(value)
+        if array is None or array.size != 1:
+            return None
+        bounds[index] = float(array.item())
+    lo, hi = bounds
+    return (lo, hi) if lo <= hi else None

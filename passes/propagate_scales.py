@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import networkx as nx
 import onnx_ir as oir
 
-from qat2int8.ir import UINT8, Code, Diagnostic, Fact, Model, Provenance, QuantParams
+from qat2int8.ir import UINT8, Code, Diagnostic, Fact, Interval, Model, Provenance, QuantParams
 from qat2int8.passes.base import Context, Numerics, Pass, PassResult
 from qat2int8.passes.registry import register
 from qat2int8.passes.scale_groups import AxisMap, Tie, ties_of
@@ -152,7 +152,7 @@ def _across(params: QuantParams, axis_map: AxisMap) -> QuantParams | None:
 def _nonnegative(params: QuantParams) -> QuantParams:
     """The levels of a symmetric int8 grid that survive a Relu, on uint8: same step, zero at the bottom."""
     if params.dtype.signed and params.dtype.bits == UINT8.bits and params.symmetric and not params.per_channel:
-        return params.with_(dtype=UINT8)
+        return params.with_(dtype=UINT8, trained=Interval(0.0, params.interval.hi))
     return params
 
 

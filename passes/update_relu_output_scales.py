@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as oir
 
-from qat2int8.ir import UINT8, Code, Diagnostic, Fact, Model, QuantDType, QuantParams
+from qat2int8.ir import UINT8, Code, Diagnostic, Fact, Interval, Model, QuantDType, QuantParams
 from qat2int8.ir.ranges import VALUE_PRESERVING, Ranges
 from qat2int8.passes.base import Context, Numerics, Pass, PassResult
 from qat2int8.passes.registry import register
@@ -87,7 +87,7 @@ class UpdateReluOutputScales(Pass):
         if self.encoding is ReluEncoding.REFINE or UINT8.qmax * step > clamp:
             refined = np.asarray(top / UINT8.qmax, np.float32)
             return params.with_(scale=refined, zero_point=zero, dtype=UINT8)
-        return params.with_(zero_point=zero, dtype=UINT8)
+        return params.with_(zero_point=zero, dtype=UINT8, trained=Interval(0.0, top))
 
 
 def _upper_clamp(value: oir.Value, ranges: Ranges) -> float:

@@ -37,7 +37,7 @@ def test_consumers_read_the_float_tensor_and_the_constants_go() -> None:
           [add] w = Add (r, r)
         }""",
     )
-    assert result.counts == {"removed": 1}
+    assert result.counts["removed"] == 1
 
 
 def test_clip_and_cast_between_go_too() -> None:
@@ -66,7 +66,7 @@ def test_a_chain_goes_altogether() -> None:
         }""",
         "g (float[2] x) => (float[2] y) { [neg] y = Neg (x) }",
     )
-    assert result.counts == {"removed": 2}
+    assert result.counts["removed"] == 2
 
 
 def test_a_quantizer_with_two_dequantizers_goes_with_the_last() -> None:
@@ -80,7 +80,7 @@ def test_a_quantizer_with_two_dequantizers_goes_with_the_last() -> None:
         }}""",
         "g (float[2] x) => (float[2] y) { [add] y = Add (x, x) }",
     )
-    assert result.counts == {"removed": 2}
+    assert result.counts["removed"] == 2
 
 
 def test_a_quantizer_whose_integers_are_a_graph_output_stays() -> None:
@@ -261,6 +261,38 @@ def test_a_long_chain_of_layers_is_left_without_any(length: int) -> None:
     model = gathered(
         f"g (float[2] x) => (float[2] y) <float s = {{0.5}}> {{ r0 = Neg (x) {layers} y = Neg (r{length}) }}"
     )
-    assert apply(RemoveFakeQuant(), model).counts == {"removed": length}
+    assert apply(RemoveFakeQuant(), model).counts["removed"] == length
     assert len(model.scales) == length
     assert all(params.same_grid(QuantParams.make(0.5, 0, UINT8)) for _, params in model.scales.items())
+
+
+RELU_IN_THE_GRID = """
+g (float[1,1,2,2] x) => (float[1,1,2,2] y) <float[1,1,1,1] w = {{-1}}, float s = {{0.5}}, uint8 z = {{{zero}}}> {{
+  [conv] c = Conv (x, w)
+  {between}
+  [q] q = QuantizeLinear (c{suffix}, s, z)
+  [dq] y = DequantizeLinear (q, s, z)
+}}
+"""
+
+
+def test_a_grid_from_zero_on_a_tensor_that_can_be_negative_was_a_relu() -> None:
+    model = gathered(RELU_IN_THE_GRID.format(zero=0, between="", suffix=""))
+    before = model.to_proto()
+    assert apply(RemoveFakeQuant(), model).counts["activations restored"] == 1
+    assert [node.op_type for node in model.graph] == ["Conv", "Relu"]
+    assert model.graph.outputs[0].name == "y"
+    assert model.graph.outputs[0] in model.scales
+    x = np.array([[[[-2.0, 2.0], [1.0, -1.0]]]], np.float32)
+    np.testing.assert_array_equal(run(model, {"x": x})[0], run(before, {"x": x})[0])
+
+
+@pytest.mark.parametrize(
+    ("zero", "between", "suffix"),
+    [(3, "", ""), (0, "[relu] cr = Relu (c)", "r"), (0, "[r] a = Relu (c) [pool] cp = GlobalMaxPool (a)", "p")],
+    ids=["the grid holds negatives", "a Relu is there", "a Relu is there, behind a pool"],
+)
+def test_nothing_is_restored_where_the_grid_clamps_nothing(zero: int, between: str, suffix: str) -> None:
+    text = RELU_IN_THE_GRID.format(zero=zero, between=between, suffix=suffix)
+    model = gathered(text.replace("(float[1,1,2,2] y)", "(float[1,1,N,M] y)"))
+    assert apply(RemoveFakeQuant(), model).counts["activations restored"] == 0
