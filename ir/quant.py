@@ -112,6 +112,7 @@ class QuantParams:
         axis: the channel axis when ``scale`` has shape (C,), else None.
         source: how far the grid is to be believed.
         origin: where it comes from, for people ("DequantizeLinear 'd12'", "demanded by Relu 'r7'").
+        trained: where training saturated the values, when the grid was widened since; None: the whole grid.
     """
 
     scale: FloatArray
@@ -120,6 +121,7 @@ class QuantParams:
     axis: int | None
     source: Provenance
     origin: str
+    trained: Interval | None = None
 
     @classmethod
     def make(
@@ -174,6 +176,11 @@ class QuantParams:
         lo = (self.dtype.qmin - self.zero_point) * self.scale.astype(np.float64)
         hi = (self.dtype.qmax - self.zero_point) * self.scale.astype(np.float64)
         return Interval(float(np.min(lo)), float(np.max(hi)))
+
+    @property
+    def span(self) -> Interval:
+        """The part of :attr:`interval` that values were trained to lie in."""
+        return self.trained or self.interval
 
     def same_grid(self, other: QuantParams) -> bool:
         """Whether both hold exactly the same real values (bit-equal scales, as the runtime compares them)."""

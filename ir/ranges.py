@@ -58,6 +58,7 @@ class Ranges:
         self._sigmas = sigmas
         self._raw: dict[oir.Value, Interval] = {}
         self._constants: dict[oir.Value, Interval] = {}
+        self._moments = dict(model.moments) if sigmas is not None else {}
         for node in model.graph:
             self._transfer(node)
 
@@ -68,13 +69,13 @@ class Ranges:
         return self._raw[value] if value in self._raw else self._constant(value)
 
     def seen(self, value: oir.Value | None) -> Interval:
-        """What consumers of ``value`` can read: :meth:`raw`, saturated to its grid where it has one.
+        """What consumers of ``value`` can read: :meth:`raw`, saturated where its grid was trained to saturate.
 
         The scale table is read at the time of the call, so a grid written since narrows the answer.
         """
         params = self._model.scales.get(value)
         raw = self.raw(value)
-        return raw if params is None else raw.clip(params.interval.lo, params.interval.hi)
+        return raw if params is None else raw.clip(params.span.lo, params.span.hi)
 
     def _constant(self, value: oir.Value) -> Interval:
         if value not in self._constants:
@@ -84,15 +85,28 @@ class Ranges:
         return self._constants[value]
 
     def _transfer(self, node: oir.Node) -> None:
+        if node.op_type == "Add" and self._moments:
+            self._add_moments(node)
         rule = _TRANSFER.get(node.op_type) if node.domain == "" else None
         result = rule(self, node) if rule is not None else UNBOUNDED
         for index, output in enumerate(node.outputs):
             # Second outputs are indices and masks, but for Split, whose outputs are all alike.
             span = result if index == 0 or node.op_type == "Split" else UNBOUNDED
-            moments = self._model.moments.get(output)
+            moments = self._moments.get(output)
             if self._sigmas is not None and moments is not None:
                 span = moments_interval(moments, self._sigmas) & span
             self._raw[output] = span
+
+    def _add_moments(self, node: oir.Node) -> None:
+        """A sum of two tensors with statistics has some too: channel by channel, which is tighter than adding
+        two hulls. Standard deviations add up, as if the two were fully correlated."""
+        left, right = (self._moments.get(value) if value is not None else None for value in node.inputs)
+        if left is None or right is None or left.axis != right.axis or left.mean.shape != right.mean.shape:
+            return
+        origin = f"{left.origin} and {right.origin}"
+        self._moments[node.outputs[0]] = ChannelMoments(
+            left.mean + right.mean, left.std + right.std, left.axis, origin
+        )
 
 
 def moments_interval(moments: ChannelMoments, sigmas: float) -> Interval:

@@ -11,6 +11,7 @@ import onnx_ir as oir
 
 from qat2int8.ir.diagnostic import Code, Diagnostic, Severity
 from qat2int8.ir.errors import DataError
+from qat2int8.ir.interval import Interval
 from qat2int8.ir.quant import Provenance, QuantDType, QuantParams
 
 
@@ -108,6 +109,7 @@ class ScaleTable:
                 "axis": params.axis,
                 "source": params.source.label,
                 "origin": params.origin,
+                "trained": None if params.trained is None else [params.trained.lo, params.trained.hi],
             }
             for value, params in self._grids.items()
         }
@@ -141,5 +143,5 @@ class ScaleTable:
                 axis=entry["axis"],
                 source=Provenance[entry["source"].upper()],
                 origin=entry["origin"],
-            )
+            ).with_(trained=None if entry["trained"] is None else Interval(*entry["trained"]))
         return table
