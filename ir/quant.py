@@ -194,8 +194,10 @@ class QuantParams:
     def quantize(self, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """``saturate(round_half_even(values / scale) + zero_point)``, ONNX QuantizeLinear in float32."""
         scale, zero_point = self._broadcast(values.ndim)
-        levels = np.asarray(np.rint(values.astype(np.float32, copy=False) / scale))
-        levels += zero_point
+        levels = np.asarray(values.astype(np.float32, copy=False) / scale)
+        np.rint(levels, out=levels)
+        if not self.symmetric:
+            levels += zero_point
         np.clip(levels, self.dtype.qmin, self.dtype.qmax, out=levels)
         integers: npt.NDArray[Any] = levels.astype(self.dtype.numpy)
         return integers

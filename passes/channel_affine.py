@@ -136,7 +136,11 @@ def fold(model: Model, layer: Layer, affine: ChannelAffine, origin: str) -> Refi
         if np.any(factor != 1.0):
             if grid is not None:
                 grid, factor, refit = _carry(layer, grid, factor, origin)
-            weights = (weights.astype(np.float64) * layer.spread(factor)).astype(weights.dtype)
+            if grid is None:
+                weights = (weights.astype(np.float64) * layer.spread(factor)).astype(weights.dtype)
+            else:
+                # One rounding more than in float64, which the snap onto the grid takes back, in half the time.
+                weights = weights * layer.spread(factor).astype(weights.dtype)
         bias = (affine.factor * layer.bias + affine.offset).astype(weights.dtype)
     if not (np.all(np.isfinite(weights)) and np.all(np.isfinite(bias))):
         raise NotFoldable(f"the folded parameters overflow {weights.dtype}")
@@ -164,7 +168,8 @@ def _carry(layer: Layer, grid: QuantParams, factor: Doubles, origin: str) -> tup
         zeros = np.where(mirrored, lowest + highest - zeros, zeros)
     elif lowest < -highest and np.any(mirrored):
         others = tuple(i for i in range(layer.weights.ndim) if i != axis)
-        stuck = mirrored & np.any(grid.quantize(layer.weights) == lowest, axis=others)
+        reach = np.min(layer.weights, axis=others) if axis is not None else np.min(layer.weights)
+        stuck = mirrored & (reach <= (lowest + 0.5) * steps)
         scaled = np.where(stuck, scaled * (-lowest / highest), scaled)
     if np.any(scaled > np.finfo(np.float32).max):
         raise NotFoldable("the folded weight scale overflows float32")
@@ -198,8 +203,10 @@ def _factor_per_step(layer: Layer, grid: QuantParams, factor: Doubles) -> tuple[
 
 def _snapped(weights: npt.NDArray[Any], grid: QuantParams) -> npt.NDArray[Any]:
     """``weights`` with what float rounding moved off a level put back on it."""
-    levels = grid.dequantize(grid.quantize(weights)).astype(weights.dtype)
-    return np.where(np.abs(levels - weights) <= _ROUNDING * np.abs(levels), levels, weights)
+    levels = grid.dequantize(grid.quantize(weights)).astype(weights.dtype, copy=False)
+    distance = np.abs(levels - weights)
+    near = distance <= _ROUNDING * np.abs(levels)
+    return levels if near.all() else np.where(near, levels, weights)
 
 
 def _bias(model: Model, node: oir.Node, channels: int) -> Doubles:

@@ -136,6 +136,14 @@ def _values(model: Model, fake: FakeQuant) -> FloatArray | None:
         else:
             integers = np.clip(source, params.dtype.qmin, params.dtype.qmax)
         values = params.dequantize(integers)
-        if not fake.is_bias and not np.array_equal(params.quantize(values), integers):
+        if not (fake.is_bias or _reversible(params)) and not np.array_equal(params.quantize(values), integers):
             return None
     return values
+
+
+def _reversible(params: QuantParams) -> bool:
+    """Whether ``quantize(dequantize(q)) == q`` needs no check: two roundings of relative size 2**-24 move a level
+    of 16 bits by less than half, as long as the products are normal float32 numbers."""
+    limits = np.finfo(np.float32)
+    highest = float(params.scale.max()) * 2.0**params.dtype.bits
+    return params.dtype.bits <= 16 and float(params.scale.min()) >= float(limits.tiny) and highest < float(limits.max)
