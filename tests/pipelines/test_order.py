@@ -165,6 +165,20 @@ def test_what_a_model_lacks(text: str, lacks: set[Fact]) -> None:
     assert facts_of(model) == everything - lacks
 
 
+def test_constants_inside_a_function_are_not_lifted() -> None:
+    model = Model.from_proto(
+        onnx.parser.parse_model(
+            """
+            <ir_version: 8, opset_import: ["" : 17, "local" : 1]>
+            g (float[2] x) => (float[2] y) { [f] y = local.Twice (x) }
+            <domain: "local", opset_import: ["" : 17]>
+            Twice (a) => (b) { c = Constant <value_float = 2.0> () b = Mul (a, c) }
+            """
+        )
+    )
+    assert Fact.CONSTANTS_LIFTED not in facts_of(model)
+
+
 def test_an_initializer_that_is_an_input_is_no_lifted_constant() -> None:
     proto = parse(FLOAT).to_proto()
     proto.graph.input.add().CopyFrom(proto.graph.input[0])
