@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
@@ -10,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as oir
 
+from qat2int8.ir.blocks import row_blocks
 from qat2int8.ir.errors import InvalidModel
 from qat2int8.ir.interval import Interval
 
@@ -193,34 +195,43 @@ class QuantParams:
 
     def quantize(self, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """``saturate(round_half_even(values / scale) + zero_point)``, ONNX QuantizeLinear in float32."""
-        scale, zero_point = self._broadcast(values.ndim)
-        levels = np.asarray(values.astype(np.float32, copy=False) / scale)
-        np.rint(levels, out=levels)
-        if not self.symmetric:
-            levels += zero_point
-        np.clip(levels, self.dtype.qmin, self.dtype.qmax, out=levels)
-        integers: npt.NDArray[Any] = levels.astype(self.dtype.numpy)
+        integers = np.empty(values.shape, self.dtype.numpy)
+        for rows, scale, zero_point in self._blocks(values.shape):
+            levels = np.asarray(values[rows].astype(np.float32, copy=False) / scale)
+            np.rint(levels, out=levels)
+            if not self.symmetric:
+                levels += zero_point
+            np.clip(levels, self.dtype.qmin, self.dtype.qmax, out=levels)
+            integers[rows] = levels
         return integers
 
     def dequantize(self, levels: npt.NDArray[Any]) -> FloatArray:
         """``(levels - zero_point) * scale``, ONNX DequantizeLinear in float32."""
-        scale, zero_point = self._broadcast(levels.ndim)
-        values = levels.astype(np.float32)
-        if not self.symmetric:
-            values -= zero_point.astype(np.float32)
-        values *= scale
+        values = np.empty(levels.shape, np.float32)
+        for rows, scale, zero_point in self._blocks(levels.shape):
+            block = levels[rows].astype(np.float32)
+            if not self.symmetric:
+                block -= zero_point.astype(np.float32)
+            values[rows] = block * scale
         return values
 
     def with_(self, **changes: Any) -> QuantParams:
         """A copy with some fields replaced."""
         return replace(self, **changes)
 
-    def _broadcast(self, rank: int) -> tuple[FloatArray, IntArray]:
-        if self.axis is None:
-            return self.scale, self.zero_point
-        shape = [1] * rank
-        shape[self.axis] = -1
-        return self.scale.reshape(shape), self.zero_point.reshape(shape)
+    def _blocks(self, shape: tuple[int, ...]) -> Iterator[tuple[Any, FloatArray, IntArray]]:
+        """Rows of a tensor of ``shape``, with the scale and zero point that broadcast against them."""
+        scale, zero_point = self.scale, self.zero_point
+        if self.axis is not None:
+            spread = [1] * len(shape)
+            spread[self.axis] = -1
+            scale, zero_point = scale.reshape(spread), zero_point.reshape(spread)
+        if not shape:
+            yield (), scale, zero_point
+            return
+        for block in row_blocks(shape):
+            along = block if self.axis == 0 else slice(None)
+            yield block, scale[along] if scale.ndim else scale, zero_point[along] if scale.ndim else zero_point
 
     def __str__(self) -> str:
         steps = f"[{self.scale.size}]" if self.per_channel else f"{float(self.scale):.6g}"
