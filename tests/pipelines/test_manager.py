@@ -121,9 +121,9 @@ def test_facts_at_the_end_come_with_the_run() -> None:
 
 
 def test_a_spec_is_built_and_run() -> None:
-    run = run_pipeline(parse(CHAIN), PipelineSpec((PassSpec("canonicalize"),)), CTX)
-    assert [PassSpec.of(r.pass_) for r in run.runs] == [PassSpec("canonicalize")]
-    assert not run.changed
+    run = run_pipeline(parse(CHAIN), PipelineSpec((PassSpec("canonicalize"),) * 2), CTX)
+    assert [PassSpec.of(r.pass_) for r in run.runs] == [PassSpec("canonicalize")] * 2
+    assert not run.runs[1].result.modified
 
 
 def test_a_pipeline_in_the_wrong_order_runs_nothing() -> None:

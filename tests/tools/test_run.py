@@ -213,6 +213,10 @@ def test_a_model_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
     assert "text.onnx" in one_line(ran(tmp_path / "text.onnx"))
 
 
+def test_a_mistake_in_the_pipeline_is_found_before_the_model_is_read(tmp_path: Path) -> None:
+    assert "has no option 'x'" in one_line(ran(tmp_path / "none.onnx", passes="canonicalize{x=1}"))
+
+
 def test_an_output_that_cannot_be_written_is_refused_before_anything_runs(model: Path) -> None:
     result = invoke("run", model, "-o", model.parent / "no" / "out.onnx", "-p", "test-run-crash")
     assert "does not exist" in one_line(result)
