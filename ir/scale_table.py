@@ -87,6 +87,10 @@ class ScaleTable:
         if params is not None:
             self._grids[new] = params
 
+    def clear(self) -> None:
+        """Forget every entry."""
+        self._grids.clear()
+
     def copy(self) -> ScaleTable:
         """An independent table with the same entries."""
         twin = ScaleTable()
