@@ -6,11 +6,14 @@ import difflib
 import enum
 import fnmatch
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import onnx_ir as oir
 
 from qat2int8.ir import (
+    INT32,
     Code,
     Contract,
     Diagnostic,
@@ -22,6 +25,7 @@ from qat2int8.ir import (
     QuantParams,
     Severity,
 )
+from qat2int8.ir.quant import FloatArray
 from qat2int8.passes.base import Context, Numerics, Pass, PassResult
 from qat2int8.passes.kernels import Kernel, kernel_of
 from qat2int8.passes.qdq_writer import BIAS_LIMIT, QdqWriter, symmetric_int8
@@ -44,7 +48,8 @@ class InsertQuantizeDequantize(Pass):
     tensor, everyone reads it dequantized. Activations are lowered to the target's type (int8 around 0 becomes
     uint8 around 128: bit exact), weights become int8 with zero point 0, biases int32 with step
     ``input_scale * weight_scale``; a bias that does not fit widens its channel's weight step and says so.
-    Elementwise ops and data movement join where their inputs are integers already.
+    Elementwise ops and data movement join where an integer kernel computes one of their inputs; an elementwise
+    op asked for by name joins wherever it has grids.
 
     Options:
         quantize_ops: op types to quantize; empty means every op the target supports.
@@ -88,13 +93,15 @@ class _Placement:
         self.computed: set[oir.Value] = set()
         """Tensors that a chosen kernel computes."""
         self.weights: dict[oir.Node, QuantParams] = {}
+        """int8 grids of the weights of the chosen kernels."""
         self.diagnostics: list[Diagnostic] = []
         self.counts: dict[str, int] = {}
         self.tensors: dict[oir.Value, QuantParams] = {}
+        """Activations that get a quantizer."""
 
     def choose(self) -> None:
         """Decide which nodes become integer kernels."""
-        for node in self.model.nodes():
+        for node in self.model.graph.all_nodes():
             kernel = kernel_of(self.model, node, self.target)
             if kernel is None:
                 self._explain_unsupported(node)
@@ -106,15 +113,16 @@ class _Placement:
                 self.chosen[node] = kernel
                 self.counts[node.op_type] = self.counts.get(node.op_type, 0) + 1
                 self._claim(kernel)
-            elif kernel.rule.contract is Contract.COMPUTE or node in self.skipped:
+            elif kernel.rule.contract is not Contract.MOVEMENT or node in self.skipped or self._is_fed(kernel):
                 self.diagnostics.append(reason)
 
     def _claim(self, kernel: Kernel) -> None:
         for value in kernel.inputs:
             self.tensors.setdefault(value, self._grid(value))
         if self._quantizes_output(kernel):
-            self.tensors.setdefault(kernel.output, self._grid(kernel.output))
-            self.computed.add(kernel.output)
+            for value in kernel.outputs:
+                self.tensors.setdefault(value, self._grid(value))
+                self.computed.add(value)
 
     def write(self) -> None:
         """Put the nodes in."""
@@ -122,7 +130,7 @@ class _Placement:
         for node, kernel in self.chosen.items():
             if kernel.weight is not None:
                 self._write_weight_and_bias(writer, kernel)
-            for value in kernel.constants:
+            for value in set(kernel.constants):
                 self._write_constant(writer, node, value)
         for value, params in self.tensors.items():
             writer.quantizer(value, params, None if value in self.computed else self._reads_integers)
@@ -145,18 +153,44 @@ class _Placement:
                 code=Code.NODE_SKIPPED,
                 severity=Severity.NOTE,
             )
+        for value in (*kernel.inputs, *kernel.constants):
+            if value.dtype not in (None, oir.DataType.FLOAT):
+                return self._kept(kernel, f"it computes in {value.dtype}, kernels start from FLOAT", value=value)
+        for value in kernel.constants:
+            array = self.model.constant(value)
+            if array is None or not array.size or not np.all(np.isfinite(array)):
+                return self._kept(kernel, "no grid holds its constant operand", value=value)
         if kernel.rule.contract is Contract.COMPUTE:
             return self._compute_obstacle(kernel)
-        if not any(value in self.computed for value in kernel.inputs):
+        if kernel.rule.contract is Contract.MOVEMENT:
+            return self._movement_obstacle(kernel)
+        return self._elementwise_obstacle(kernel)
+
+    def _movement_obstacle(self, kernel: Kernel) -> Diagnostic | None:
+        if not self._is_fed(kernel):
+            return self._kept(kernel, "no integer kernel computes its input", severity=Severity.NOTE)
+        for value in (*kernel.inputs, *kernel.outputs):
+            if self._lowered(value) is None:
+                return self._missing(kernel, value)
+        for value in kernel.outputs:
+            if not self._grid(kernel.inputs[0]).same_grid(self._grid(value)):
+                return self._kept(kernel, "its input and output lie on different grids", value=value)
+        return None
+
+    def _elementwise_obstacle(self, kernel: Kernel) -> Diagnostic | None:
+        asked = kernel.node.op_type in self.owner.quantize_ops and bool(kernel.inputs)
+        if not asked and not self._is_fed(kernel):
             return self._kept(kernel, "no integer kernel computes its inputs", severity=Severity.NOTE)
         for value in (*kernel.inputs, kernel.output):
             if self._lowered(value) is None:
                 return self._missing(kernel, value)
-        if kernel.rule.contract is Contract.MOVEMENT and not self._grid(kernel.inputs[0]).same_grid(
-            self._grid(kernel.output)
-        ):
-            return self._kept(kernel, "its input and output lie on different grids", value=kernel.output)
+        if not self._output_has_grid(kernel):
+            return self._output_kept(kernel)
         return None
+
+    def _is_fed(self, kernel: Kernel) -> bool:
+        """Whether an integer kernel computes an input of ``kernel``."""
+        return any(value in self.computed for value in kernel.inputs)
 
     def _compute_obstacle(self, kernel: Kernel) -> Diagnostic | None:
         node = kernel.node
@@ -169,6 +203,8 @@ class _Placement:
             return self._kept(
                 kernel, "the integer Gemm takes neither alpha nor beta nor transA", remedy="fold them"
             )
+        if not kernel.inputs:
+            return self._kept(kernel, "it reads constants only", remedy="fold constants before")
         for value in kernel.inputs:
             if self._lowered(value) is None:
                 return self._missing(kernel, value)
@@ -176,17 +212,14 @@ class _Placement:
             obstacle = self._weight_obstacle(kernel)
             if obstacle is not None:
                 return obstacle
-        if kernel.bias is not None and self._bias_array(kernel) is None:
-            return self._kept(kernel, "its bias is not a constant per output channel", value=kernel.bias)
+        if kernel.bias is not None:
+            bias = self._bias_array(kernel)
+            if bias is None or not np.all(np.isfinite(bias)):
+                reason = "its bias is not one finite constant per channel of a constant weight"
+                return self._kept(kernel, reason, value=kernel.bias)
         if not self._output_has_grid(kernel) and not kernel.rule.float_output:
             if kernel.output.is_graph_output():
-                return self._kept(
-                    kernel,
-                    "it computes a graph output that no fake quant gave a grid",
-                    value=kernel.output,
-                    code=Code.OUTPUT_KEPT_FLOAT,
-                    remedy="train with a fake quant on the output",
-                )
+                return self._output_kept(kernel)
             return self._missing(kernel, kernel.output)
         return None
 
@@ -213,12 +246,14 @@ class _Placement:
         return None
 
     def _weight_axis(self, kernel: Kernel) -> int | None:
-        axis = kernel.rule.weight_axis
+        """Output-channel axis of the constant weight; None where it may only have one step."""
         if kernel.node.op_type == "Gemm" and kernel.node.attributes.get_int("transB", False):
             return 0
-        if kernel.node.op_type == "MatMul" and kernel.weight is not None and kernel.weight.shape is not None:
-            return len(kernel.weight.shape) - 1
-        return axis
+        if kernel.node.op_type == "MatMul":
+            # A vector has no output channel, and QLinearMatMul takes no step per column of a stack of matrices.
+            weight = self.model.constant(kernel.weight)
+            return 1 if weight is not None and weight.ndim == 2 else None
+        return kernel.rule.weight_axis
 
     def _output_has_grid(self, kernel: Kernel) -> bool:
         if self._lowered(kernel.output) is None:
@@ -251,15 +286,21 @@ class _Placement:
         if bias is not None:
             input_step = self._grid(kernel.inputs[0]).scale
             params = self._fit_bias(kernel, params, bias, input_step)
-            step = (input_step * params.scale).astype(np.float32)
-            if params.per_channel:
-                step = np.broadcast_to(step, bias.shape)
+            step = np.asarray(input_step * params.scale, np.float32)
             levels = np.rint(bias.astype(np.float64) / step.astype(np.float64)).astype(np.int32)
-            name = kernel.bias.name if kernel.bias is not None else None
-            node.replace_input_with(2, writer.bias(levels, step, name or f"{node.name}_bias", node))
-        node.replace_input_with(1, writer.weight(kernel.weight, params, node))
+            name = (kernel.bias.name if kernel.bias is not None else None) or f"{node.name}_bias"
+            grid = QuantParams.make(step, 0, INT32, axis=0, source=params.source, origin=params.origin)
+            node.replace_input_with(2, writer.dequantized(levels, grid, name, node))
+        array = self.model.constant(kernel.weight)
+        assert array is not None
+        node.replace_input_with(
+            1,
+            writer.constant(
+                kernel.weight, _requantized(array, self.model.scales[kernel.weight], params), params, node
+            ),
+        )
 
-    def _bias_array(self, kernel: Kernel) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]] | None:
+    def _bias_array(self, kernel: Kernel) -> FloatArray | None:
         """The constant bias as shape (C,), or None when there is none or it is not one number a channel."""
         array = self.model.constant(kernel.bias)
         weight = self.model.constant(kernel.weight)
@@ -276,36 +317,42 @@ class _Placement:
         self,
         kernel: Kernel,
         params: QuantParams,
-        bias: np.ndarray[tuple[int, ...], np.dtype[np.float32]],
-        input_step: np.ndarray[tuple[int, ...], np.dtype[np.float32]],
+        bias: FloatArray,
+        input_step: FloatArray,
     ) -> QuantParams:
-        needed = np.abs(bias.astype(np.float64)) / (float(input_step) * BIAS_LIMIT)
+        """``params``, its steps widened where ``bias`` or the step of the bias would leave their number type."""
+        limit = np.maximum(np.abs(bias.astype(np.float64)) / BIAS_LIMIT, _SMALLEST_STEP)
+        needed = limit * (1.0 + 1e-6) / float(input_step)
         steps = np.broadcast_to(params.scale, bias.shape).astype(np.float64)
-        short = needed > steps
-        if not short.any():
+        short = int(np.count_nonzero(needed > steps))
+        if not short:
             return params
         self.diagnostics.append(
             self.owner.note(
                 Code.BIAS_OVERFLOW,
-                f"the bias of {int(short.sum())} channels does not fit int32, their weight steps were widened",
+                f"the bias of {short} channels does not fit int32, their weight steps were widened",
                 node=kernel.node.name or "",
                 value=kernel.bias.name or "" if kernel.bias is not None else "",
+                remedy="train with a smaller bias, or with a coarser grid for weight or input",
             )
         )
+        widened = np.maximum(steps, needed).astype(np.float32)
         axis = self._weight_axis(kernel)
-        if not params.per_channel and not self.target.per_channel_weights:
-            return params.with_(scale=np.asarray(needed.max(), np.float32))
-        widened = np.maximum(steps, needed * (1.0 + 1e-6)).astype(np.float32)
+        if not self.target.per_channel_weights or axis is None:
+            return params.with_(scale=widened.max(), zero_point=np.zeros((), np.int32), axis=None)
         return params.with_(scale=widened, zero_point=np.zeros(widened.shape, np.int32), axis=axis)
 
     def _write_constant(self, writer: QdqWriter, node: oir.Node, value: oir.Value) -> None:
         array = self.model.constant(value)
         assert array is not None
-        span = Interval(float(array.min()), float(array.max()))
-        params = self.target.grid_for(span, source=Provenance.COMPUTED, origin="constant")
+        trained, params = self.model.scales.get(value), self._lowered(value)
+        if trained is None or params is None:
+            span = Interval(float(array.min()), float(array.max()))
+            params = trained = self.target.grid_for(span, source=Provenance.COMPUTED, origin="constant")
+        quantized = writer.constant(value, _requantized(array, trained, params), params, node)
         for index, operand in enumerate(node.inputs):
             if operand is value:
-                node.replace_input_with(index, writer.weight(value, params, node))
+                node.replace_input_with(index, quantized)
 
     # What to say
 
@@ -323,6 +370,15 @@ class _Placement:
             return self._kept(kernel, f"{self.target.name} cannot hold its grid {params}", value=value)
         role = "weight" if value is kernel.weight else "output" if value is kernel.output else "input"
         return self._kept(kernel, f"its {role} has no grid", value=value, remedy="train with a fake quant on it")
+
+    def _output_kept(self, kernel: Kernel) -> Diagnostic:
+        return self._kept(
+            kernel,
+            "it computes a graph output that no fake quant gave a grid",
+            value=kernel.output,
+            code=Code.OUTPUT_KEPT_FLOAT,
+            remedy="train with a fake quant on the output",
+        )
 
     def _kept(
         self,
@@ -344,14 +400,15 @@ class _Placement:
         )
 
     def _explain_unsupported(self, node: oir.Node) -> None:
-        if node.op_type in _HEAVY_WITHOUT_KERNEL and node.op_type not in self.target.ops:
-            self.diagnostics.append(
-                self.owner.note(
-                    Code.UNSUPPORTED_OP,
-                    f"{self.target.name} has no integer kernel for {node.op_type}",
-                    node=node.name or "",
-                )
-            )
+        rule = self.target.ops.get(node.op_type) if node.domain == "" else None
+        if rule is None and node.domain == "" and node.op_type in _HEAVY_WITHOUT_KERNEL:
+            code, reason = Code.UNSUPPORTED_OP, f"{self.target.name} has no integer kernel for {node.op_type}"
+        elif rule is not None and rule.contract is Contract.COMPUTE and node.graph is not self.model.graph:
+            code = Code.KEPT_FLOAT
+            reason = f"{node.op_type} stays in float: it stands in the body of a control flow node"
+        else:
+            return
+        self.diagnostics.append(self.owner.note(code, reason, node=node.name or ""))
 
     def _match_skipped(self) -> set[oir.Node]:
         skipped: set[oir.Node] = set()
@@ -367,6 +424,9 @@ class _Placement:
         return skipped
 
 
+_SMALLEST_STEP = float(np.finfo(np.float32).tiny)
+"""The step of a bias is a product of two steps and must not vanish."""
+
 _HEAVY_WITHOUT_KERNEL = frozenset({"ConvTranspose", "Einsum", "GRU", "LSTM", "RNN"})
 
 
@@ -375,12 +435,16 @@ def _matching(names: dict[str, oir.Node], pattern: str) -> list[oir.Node]:
 
 
 def _is_placed(kernel: Kernel) -> bool:
-    """Whether the node reads dequantized or integer tensors already."""
-    return any(_comes_from_integers(value) for value in (*kernel.inputs, kernel.node.inputs[-1]))
-
-
-def _comes_from_integers(value: oir.Value | None) -> bool:
-    if value is None:
+    """Whether the node has its contract already: everything it computes with comes dequantized."""
+    if kernel.weight is not None or kernel.constants or not kernel.inputs:
         return False
-    producer = value.producer()
-    return producer is not None and producer.op_type == "DequantizeLinear"
+    producers = [value.producer() for value in kernel.inputs]
+    return all(producer is not None and producer.op_type == "DequantizeLinear" for producer in producers)
+
+
+def _requantized(array: npt.NDArray[Any], trained: QuantParams, written: QuantParams) -> npt.NDArray[Any]:
+    """``array`` as levels of ``written``, after the saturation of the grid it was trained on.
+
+    Where both have the same steps these are the trained integers themselves.
+    """
+    return written.quantize(trained.dequantize(trained.quantize(array)))

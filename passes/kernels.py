@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import onnx_ir as oir
 
 from qat2int8.ir import Contract, Model, OpRule, Target
+from qat2int8.passes.clamp import read_clamp
 from qat2int8.passes.scale_groups import is_movement
 
-__all__ = ["Kernel", "absorbs", "clamp_bounds", "kernel_of"]
+__all__ = ["Kernel", "absorbs", "kernel_of"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,34 +103,17 @@ def _absorbed_activation(model: Model, node: oir.Node, rule: OpRule) -> oir.Node
 
 
 def absorbs(
-    model: Model, activation: oir.Node, scale: np.float32 | np.ndarray[tuple[()]], zero: int, levels: tuple[int, int]
+    model: Model, activation: oir.Node, scale: npt.NDArray[np.float32], zero: int, levels: tuple[int, int]
 ) -> bool:
     """Whether quantizing to ``levels`` (lowest, highest) clamps at least as much as ``activation`` does.
 
     Decided on the integers, as onnxruntime does: the bounds of the Relu or Clip must round to the outermost
     levels or lie beyond them.
     """
-    bounds = clamp_bounds(model, activation)
-    if bounds is None:
+    clamp = read_clamp(model, activation)
+    if clamp is None:
         return False
-    lowest, highest = (float(np.rint(np.float32(bound) / np.float32(scale))) + zero for bound in bounds)
+    lowest, highest = (
+        float(np.rint(bound / scale)) + zero for bound in np.float32([clamp.span.lo, clamp.span.hi])
+    )
     return lowest <= levels[0] and highest >= levels[1]
-
-
-def clamp_bounds(model: Model, activation: oir.Node) -> tuple[float, float] | None:
-    """Where a Relu or Clip clamps, infinite where it does not; None when that is not known or no real clamp."""
-    if activation.op_type == "Relu":
-        return 0.0, math.inf
-    bounds = [-math.inf, math.inf]
-    if activation.attributes:
-        # Before opset 11 the bounds are attributes.
-        bounds = [activation.attributes.get_float(name, bound) for name, bound in zip(("min", "max"), bounds)]
-    for index, value in enumerate(activation.inputs[1:3]):
-        if value is None:
-            continue
-        array = model.constant(value)
-        if array is None or array.size != 1:
-            return None
-        bounds[index] = float(array.item())
-    lo, hi = bounds
-    return (lo, hi) if lo <= hi else None

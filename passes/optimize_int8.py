@@ -9,9 +9,10 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as oir
 
-from qat2int8.ir import Contract, Model, QuantDType, QuantParams, Target
+from qat2int8.ir import Contract, Model, Target
 from qat2int8.passes.base import Context, Numerics, Pass, PassResult
 from qat2int8.passes.kernels import absorbs
+from qat2int8.passes.qdq_step import Step, levels_of, read_step, reader_of
 from qat2int8.passes.registry import register
 from qat2int8.passes.scale_groups import is_movement
 
@@ -21,11 +22,24 @@ from qat2int8.passes.scale_groups import is_movement
 class OptimizeInt8(Pass):
     """Squash pairs of Dequantize and Quantize, after PaddlePaddle's ``cpu_quantize_squash_pass``.
 
+    Exact:
+
     * Quantizers (and dequantizers) of one tensor with equal parameters become one.
-    * ``DQ -> Q`` with equal parameters vanishes; ``op -> Q1 -> DQ -> Q2`` becomes ``op -> Q2``.
-    * Q moves up and DQ down through data movement, so that pools, reshapes and concats work on integers.
+    * ``DQ -> Q`` with equal parameters vanishes.
+    * Q moves up and DQ down through data movement, so that pools, reshapes and concats work on integers. A
+      selection is only moved onto integers that are there already, or quantizing what it drops would cost more
+      than it saves.
     * A Relu or Clip that the quantizer behind it computes by saturating vanishes.
+
+    By float rounding:
+
     * A multiplication by a positive scalar goes into the scale of the Q behind it or the DQ before it.
+
+    By at most half a step of the grid that goes:
+
+    * ``op -> Q1 -> DQ -> Q2`` becomes ``op -> Q2``; where Q1 saturates earlier, an integer Clip does so instead.
+    * ``DQ1 -> Q2 -> DQ2 -> op`` becomes ``DQ1 -> op`` where Q2 clips nothing and ``op`` has no int32 bias, whose
+      step would be tied to the second grid.
 
     Rules of the original about fused residuals and bfloat16 have no counterpart in ONNX; the one that lets an op
     end in float is decided where quantizers are placed.
@@ -41,26 +55,8 @@ class OptimizeInt8(Pass):
         return PassResult(squasher.counts)
 
 
-@dataclass(frozen=True, eq=False)
-class _Step:
-    """A Quantize or Dequantize node with constant parameters."""
-
-    node: oir.Node
-    scale: npt.NDArray[np.float32]
-    zero_point: npt.NDArray[np.generic]
-    axis: int | None
-
-    def equals(self, other: _Step) -> bool:
-        return (
-            self.axis == other.axis
-            and self.zero_point.dtype == other.zero_point.dtype
-            and np.array_equal(self.scale, other.scale)
-            and np.array_equal(self.zero_point, other.zero_point)
-        )
-
-    @property
-    def key(self) -> tuple[object, ...]:
-        return self.axis, self.zero_point.dtype.str, self.scale.tobytes(), self.zero_point.tobytes()
+_WHOLE = frozenset({"DepthToSpace", "Flatten", "Reshape", "SpaceToDepth", "Squeeze", "Transpose", "Unsqueeze"})
+"""Data movement that keeps every element once."""
 
 
 class _Squasher:
@@ -68,32 +64,38 @@ class _Squasher:
         self.model = model
         self.target = target
         self.counts: Counter[str] = Counter()
+        self.absorbed = {name for rule in target.ops.values() for name in rule.absorbs}
 
     def sweep(self) -> bool:
-        """One round over all rules; whether anything changed. Every change removes a node or moves a Q up or
-        a DQ down, so the rounds come to an end."""
-        before = sum(self.counts.values())
+        """One round over all rules; whether anything changed.
+
+        Every change removes a node, or moves a Q up or a DQ down as far as it gets, so the rounds come to an end.
+        """
+        before = self.counts.total()
         self.merge_duplicates()
-        for node in reversed(list(self.model.nodes("QuantizeLinear"))):
-            self.scale_into_quantize(node)
-            self.quantize_up(node)
-        for node in self.model.nodes("DequantizeLinear"):
-            self.scale_into_dequantize(node)
-            self.dequantize_down(node)
+        quantizers = list(self.model.nodes("QuantizeLinear"))[::-1]
+        for node in quantizers:
+            while self.scale_into_quantize(node) or self.absorb_activation(node) or self.quantize_up(node):
+                pass
+        waiting = list(self.model.nodes("DequantizeLinear"))[::-1]
+        while waiting:
+            node = waiting.pop()
+            while self.scale_into_dequantize(node):
+                pass
+            waiting.extend(self.dequantize_down(node))
         for node in self.model.nodes("Concat"):
             self.concat_on_integers(node)
-        for node in self.model.nodes("QuantizeLinear"):
-            self.squash(node)
-        for node in self.model.nodes("Relu", "Clip"):
-            self.absorb_activation(node)
-        return sum(self.counts.values()) > before
+        for node in quantizers:
+            if node.graph is not None:
+                self.squash(node)
+        return self.counts.total() > before
 
     # Rules
 
     def merge_duplicates(self) -> None:
         kept: dict[tuple[object, ...], oir.Node] = {}
         for node in self.model.nodes("QuantizeLinear", "DequantizeLinear"):
-            step = self.step(node)
+            step = read_step(self.model, node)
             if step is None or node.outputs[0].is_graph_output():
                 continue
             first = kept.setdefault((node.op_type, node.inputs[0], *step.key), node)
@@ -103,244 +105,324 @@ class _Squasher:
                 self.counts["duplicates merged"] += 1
 
     def squash(self, quantize: oir.Node) -> None:
-        second, dequantize = self.step(quantize), _producer(quantize.inputs[0], "DequantizeLinear")
-        first = self.step(dequantize) if dequantize is not None else None
-        if second is None or first is None or dequantize is None:
+        second = read_step(self.model, quantize)
+        first = self.step_before(quantize.inputs[0], "DequantizeLinear")
+        if second is None or first is None:
             return
-        integers = dequantize.inputs[0]
-        assert integers is not None
         if first.equals(second):
-            if quantize.outputs[0].is_graph_output():
-                return
-            quantize.outputs[0].replace_all_uses_with(integers)
-            self.drop(quantize, dequantize)
-            self.counts["dequantize-quantize pairs squashed"] += 1
+            self.squash_pair(first.node, quantize)
+        elif first.movable and second.movable and not self.requantize_at_origin(first, second):
+            self.skip_requantization(first, second)
+
+    def squash_pair(self, dequantize: oir.Node, quantize: oir.Node) -> None:
+        integers, result = dequantize.inputs[0], quantize.outputs[0]
+        assert integers is not None
+        if not result.is_graph_output():
+            result.replace_all_uses_with(integers)
+        elif integers.producer() is not None and not integers.is_graph_output():
+            self.model.replace_value(result, integers, keep_scale=False)
+        else:
             return
-        origin = _producer(integers, "QuantizeLinear")
+        self.drop(quantize, dequantize)
+        self.counts["dequantize-quantize pairs squashed"] += 1
+
+    def requantize_at_origin(self, first: Step, second: Step) -> bool:
+        """``x -> Q1 -> DQ1 -> Q2`` becomes ``x -> Q2``, clipped to the levels that Q1 lets through."""
+        quantize, dequantize = second.node, first.node
+        integers = dequantize.inputs[0]
+        origin = self.step_before(integers, "QuantizeLinear")
         if (
             origin is None
-            or not _only_reader(integers, dequantize)
-            or not _only_reader(dequantize.outputs[0], quantize)
+            or integers is None
+            or not origin.movable
+            or (origin.zero, origin.zero_point.dtype) != (first.zero, first.zero_point.dtype)
+            or reader_of(self.model, integers) is None
+            or reader_of(self.model, dequantize.outputs[0]) is None
+        ):
+            return False
+        bounds = [second.level_of((level - first.zero) * float(first.scale)) for level in first.type_levels]
+        lowest, highest = levels_of(self.model, second)
+        clips = bounds[0] > lowest or bounds[1] < highest
+        if clips and self.model.opset < _OPSET_OF_INTEGER_CLIP:
+            return False
+        if float(origin.scale) != float(first.scale):
+            # A factor went into DQ1; it goes into Q2 with it.
+            scale = np.float32(float(second.scale) * float(origin.scale) / float(first.scale))
+            if not _usable(scale):
+                return False
+            self.rescale(quantize, scale)
+        quantize.replace_input_with(0, origin.node.inputs[0])
+        self.drop(dequantize, origin.node)
+        if clips:
+            self.clip(quantize, bounds, second)
+        self.counts["requantizations squashed"] += 1
+        return True
+
+    def skip_requantization(self, first: Step, second: Step) -> None:
+        """``DQ1 -> Q2 -> DQ2 -> op`` becomes ``DQ1 -> op``."""
+        reader = reader_of(self.model, second.node.outputs[0])
+        third = read_step(self.model, reader[0]) if reader is not None else None
+        if third is None or third.node.op_type != "DequantizeLinear" or not third.equals(second):
+            return
+        ends = [(level - first.zero) * float(first.scale) for level in first.type_levels]
+        fits = [abs(end - (second.level_of(end) - second.zero) * float(second.scale)) for end in ends]
+        result = third.node.outputs[0]
+        if (
+            max(fits) > float(second.scale) * _HALF
+            or first.zero_point.dtype != second.zero_point.dtype
+            or result.is_graph_output()
+            or not all(self.takes_any_grid(use.node) for use in result.uses())
         ):
             return
-        quantize.replace_input_with(0, origin.inputs[0])
-        self.drop(dequantize, origin)
-        self.counts["requantizations squashed"] += 1
+        result.replace_all_uses_with(first.node.outputs[0])
+        self.drop(third.node, second.node)
+        self.counts["requantizations skipped"] += 1
 
-    def quantize_up(self, quantize: oir.Node) -> None:
+    def quantize_up(self, quantize: oir.Node) -> bool:
         """``x -> move -> Q`` becomes ``x -> Q -> move``."""
-        step, value = self.step(quantize), quantize.inputs[0]
+        step, value = read_step(self.model, quantize), quantize.inputs[0]
         mover = value.producer() if value is not None else None
-        if step is None or step.axis is not None or value is None or mover is None:
-            return
-        if len(mover.outputs) != 1 or not self.moves(mover) or not _only_reader(value, quantize):
-            return
+        if step is None or not step.movable or value is None or mover is None or not self.moves(mover):
+            return False
+        if reader_of(self.model, value) is None or any(_is_read(output) for output in mover.outputs[1:]):
+            return False
         source = mover.inputs[0]
         assert source is not None
-        whole = mover.op_type in ("Flatten", "Reshape", "Squeeze", "Transpose", "Unsqueeze")
-        if not whole and _producer(source, "DequantizeLinear") is None:
-            # Quantizing elements that a selection then drops costs more than it saves.
-            return
+        if mover.op_type not in _WHOLE and not self.is_on_integers(source, step):
+            return False
         if self.quantized_otherwise(source, step):
-            return
+            return False
         quantize.replace_input_with(0, source)
         integers, moved = quantize.outputs[0], mover.outputs[0]
         self.model.graph.remove(quantize)
         self.model.graph.insert_before(mover, quantize)
         name, shape, type_ = integers.name, integers.shape, integers.type
+        self.model.scales.discard(moved)
         integers.replace_all_uses_with(moved, replace_graph_outputs=True)
         mover.replace_input_with(0, integers)
-        integers.name = None
+        integers.name = self.model.unique_name(f"{source.name}_quantized")
         moved.name, moved.type = name, type_
-        integers.name, integers.shape = self.model.unique_name(f"{source.name}_quantized"), source.shape
+        integers.shape = None if source.shape is None else source.shape.copy()
         moved.shape = shape
         self.pad_with_zero_point(mover, step)
         self.counts["quantizes moved up"] += 1
+        return True
 
-    def dequantize_down(self, dequantize: oir.Node) -> None:
-        """``DQ -> move`` becomes ``move -> DQ``, for every output of the move."""
-        step, value = self.step(dequantize), dequantize.outputs[0]
-        uses = list(value.uses())
-        if step is None or step.axis is not None or value.is_graph_output() or len(uses) != 1 or uses[0].idx != 0:
-            return
-        mover = uses[0].node
-        if not self.moves(mover):
-            return
-        integers = dequantize.inputs[0]
-        assert integers is not None
+    def dequantize_down(self, dequantize: oir.Node) -> list[oir.Node]:
+        """``DQ -> move`` becomes ``move -> DQ``, for every output of the move; returns those Dequantizes."""
+        step, value = read_step(self.model, dequantize), dequantize.outputs[0]
+        reader, integers = reader_of(self.model, value), dequantize.inputs[0]
+        if step is None or not step.movable or reader is None or reader[1] != 0 or not self.moves(reader[0]):
+            return []
+        if integers is None or self.model.constant(integers) is not None:
+            # A constant is for constant folding, and onnxruntime knows a weight behind a move as it is.
+            return []
+        mover = reader[0]
         mover.replace_input_with(0, integers)
         self.pad_with_zero_point(mover, step)
-        behind = mover
-        for moved in mover.outputs:
+        twins: list[oir.Node] = []
+        for moved in mover.outputs if mover.op_type == "Split" else mover.outputs[:1]:
             twin = oir.node("DequantizeLinear", [moved, *dequantize.inputs[1:]])
             twin.name = self.model.unique_name(f"{moved.name}_DequantizeLinear")
             result = twin.outputs[0]
-            result.type, result.shape = moved.type, moved.shape
+            result.type = moved.type
+            result.shape = None if moved.shape is None else moved.shape.copy()
+            moved.replace_all_uses_with(result, replace_graph_outputs=True)
+            twin.replace_input_with(0, moved)
             moved.type = integers.type
-            for use in list(moved.uses()):
-                if use.node is not twin:
-                    use.node.replace_input_with(use.idx, result)
-            outputs = self.model.graph.outputs
-            if moved.is_graph_output():
-                outputs[list(outputs).index(moved)] = result
+            self.model.scales.move(moved, result)
             result.name, moved.name = moved.name, self.model.unique_name(f"{moved.name}_quantized")
-            self.model.graph.insert_after(behind, twin)
-            behind = twin
+            if _is_read(result):
+                self.model.graph.insert_after(twins[-1] if twins else mover, twin)
+                twins.append(twin)
+            else:
+                twin.replace_input_with(0, None)
+                self.model.scales.discard(result)
         self.drop(dequantize)
         self.counts["dequantizes moved down"] += 1
+        return twins
 
     def concat_on_integers(self, concat: oir.Node) -> None:
         """``DQ, DQ -> Concat -> Q`` with one grid everywhere becomes a Concat of integers."""
         output = concat.outputs[0]
-        uses = list(output.uses())
-        last = self.step(uses[0].node) if len(uses) == 1 and uses[0].node.op_type == "QuantizeLinear" else None
-        if last is None or last.axis is not None or output.is_graph_output() or "Concat" not in self.target.ops:
+        reader = reader_of(self.model, output)
+        last = read_step(self.model, reader[0]) if reader is not None else None
+        if last is None or last.node.op_type != "QuantizeLinear" or not last.movable:
             return
-        sources = []
-        for value in concat.inputs:
-            dequantize = _producer(value, "DequantizeLinear") if value is not None else None
-            step = self.step(dequantize) if dequantize is not None else None
-            if step is None or dequantize is None or not step.equals(last):
-                return
-            sources.append(dequantize)
-        for index, dequantize in enumerate(sources):
+        if "Concat" not in self.target.ops:
+            return
+        sources = [self.step_before(value, "DequantizeLinear") for value in concat.inputs]
+        dequantizers = [step.node for step in sources if step is not None and step.equals(last)]
+        if len(dequantizers) < len(sources):
+            return
+        for index, dequantize in enumerate(dequantizers):
             concat.replace_input_with(index, dequantize.inputs[0])
         integers = last.node.outputs[0]
         output.type = integers.type
-        if integers.is_graph_output():
-            self.model.replace_value(integers, output, keep_scale=False)
-        else:
-            integers.replace_all_uses_with(output)
-        self.drop(last.node, *sources)
+        self.model.scales.discard(output)
+        self.model.replace_value(integers, output, keep_scale=False)
+        self.drop(last.node, *dequantizers)
         self.counts["concats on integers"] += 1
 
-    def absorb_activation(self, activation: oir.Node) -> None:
-        output = activation.outputs[0]
-        uses = list(output.uses())
-        if len(uses) != 1 or output.is_graph_output() or uses[0].node.op_type != "QuantizeLinear":
-            return
-        step = self.step(uses[0].node)
-        if step is None or step.axis is not None or activation.op_type not in self.target_absorbs():
-            return
-        params = QuantParams.make(step.scale, step.zero_point, self.levels(step))
-        if absorbs(self.model, params, activation):
-            source = activation.inputs[0]
-            assert source is not None
-            uses[0].node.replace_input_with(0, source)
-            if len(source.uses()) == 2 and not source.is_graph_output():
-                # Only the activation and the quantizer are left: what was known of the clamped tensor is now
-                # true of the one that the quantizer clamps.
-                self.model.scales.move(output, source)
-            self.drop(activation)
-            self.counts["activations absorbed"] += 1
-
-    def scale_into_quantize(self, quantize: oir.Node) -> None:
-        """``Mul(x, k) -> Q(s)`` becomes ``x -> Q(s / k)`` for a scalar k > 0."""
-        step, value = self.step(quantize), quantize.inputs[0]
-        product = _producer(value, "Mul") if value is not None else None
-        factored = self.scalar_factor(product) if product is not None else None
-        if (
-            step is None
-            or value is None
-            or product is None
-            or factored is None
-            or not _only_reader(value, quantize)
-        ):
-            return
-        source, factor = factored
-        if self.quantized_otherwise(source, step):
-            return
+    def absorb_activation(self, quantize: oir.Node) -> bool:
+        """``x -> Relu -> Q`` becomes ``x -> Q`` where the quantizer saturates at least as early."""
+        step, output = read_step(self.model, quantize), quantize.inputs[0]
+        activation = output.producer() if output is not None else None
+        if step is None or not step.movable or output is None or activation is None:
+            return False
+        if activation.domain != "" or activation.op_type not in self.absorbed:
+            return False
+        if reader_of(self.model, output) is None:
+            return False
+        if not absorbs(self.model, activation, step.scale, step.zero, levels_of(self.model, step)):
+            return False
+        source = activation.inputs[0]
+        assert source is not None
         quantize.replace_input_with(0, source)
-        self.rescale(quantize, step.scale / np.float32(factor))
+        if len(source.uses()) == 2 and not source.is_graph_output():
+            # Only the activation and the quantizer are left: what was known of the clamped tensor is now
+            # true of the one that the quantizer clamps.
+            self.model.scales.move(output, source)
+        self.drop(activation)
+        self.counts["activations absorbed"] += 1
+        return True
+
+    def scale_into_quantize(self, quantize: oir.Node) -> bool:
+        """``Mul(x, k) -> Q(s)`` becomes ``x -> Q(s / k)`` for a scalar k > 0."""
+        step, value = read_step(self.model, quantize), quantize.inputs[0]
+        product = value.producer() if value is not None else None
+        factored = self.scalar_factor(product) if product is not None else None
+        if step is None or value is None or product is None or factored is None:
+            return False
+        source, factor = factored
+        scale = step.scale / factor
+        if not _usable(scale) or reader_of(self.model, value) is None or self.quantized_otherwise(source, step):
+            return False
+        quantize.replace_input_with(0, source)
+        self.rescale(quantize, scale)
         self.drop(product)
         self.counts["scalings absorbed"] += 1
+        return True
 
-    def scale_into_dequantize(self, dequantize: oir.Node) -> None:
+    def scale_into_dequantize(self, dequantize: oir.Node) -> bool:
         """``DQ(s) -> Mul(k)`` becomes ``DQ(s * k)`` for a scalar k > 0."""
-        step, value = self.step(dequantize), dequantize.outputs[0]
-        uses = list(value.uses())
-        if step is None or len(uses) != 1 or value.is_graph_output():
-            return
-        product = uses[0].node
-        factored = self.scalar_factor(product)
-        if factored is None or factored[0] is not value:
-            return
-        self.rescale(dequantize, step.scale * np.float32(factored[1]))
-        self.model.bypass_to(product, value)
+        step, value = read_step(self.model, dequantize), dequantize.outputs[0]
+        reader = reader_of(self.model, value)
+        factored = self.scalar_factor(reader[0]) if reader is not None else None
+        if step is None or reader is None or factored is None or factored[0] is not value:
+            return False
+        scale = step.scale * factored[1]
+        if not _usable(scale):
+            return False
+        self.rescale(dequantize, scale)
+        self.model.scales.discard(value)
+        self.model.scales.move(reader[0].outputs[0], value)
+        self.model.bypass_to(reader[0], value)
         self.counts["scalings absorbed"] += 1
+        return True
 
     # Helpers
 
-    def step(self, node: oir.Node) -> _Step | None:
-        scale, zero_point = (self.model.constant(value) for value in (*node.inputs, None)[1:3])
-        if scale is None or scale.dtype != np.float32 or zero_point is None:
+    def step_before(self, value: oir.Value | None, op_type: str) -> Step | None:
+        """The Quantize or Dequantize of the main graph that computes ``value``."""
+        node = value.producer() if value is not None else None
+        if node is None or node.op_type != op_type or node.graph is not self.model.graph:
             return None
-        axis = None if scale.size == 1 else node.attributes.get_int("axis", 1)
-        return _Step(node, scale.astype(np.float32, copy=False), zero_point, axis)
+        return read_step(self.model, node)
 
-    def levels(self, step: _Step) -> QuantDType:
-        """The levels that survive a Quantize: an integer Clip right behind it narrows them."""
-        full = QuantDType.of_storage(oir.DataType.from_numpy(step.zero_point.dtype))
-        assert full is not None
-        uses = list(step.node.outputs[0].uses())
-        if len(uses) == 1 and uses[0].node.op_type == "Clip" and len(uses[0].node.inputs) == 3:
-            top = self.model.constant(uses[0].node.inputs[2])
-            for bits in range(2, 8):
-                narrow = QuantDType(bits, full.signed)
-                if top is not None and int(top) == narrow.qmax:
-                    return narrow
-        return full
+    def is_on_integers(self, value: oir.Value, step: Step) -> bool:
+        """Whether a Q of ``value`` would only turn integers into integers, at no cost or once instead of twice."""
+        dequantize = self.step_before(value, "DequantizeLinear")
+        if dequantize is None:
+            return False
+        integers = dequantize.node.inputs[0]
+        if dequantize.equals(step):
+            return True
+        return (
+            integers is not None
+            and self.step_before(integers, "QuantizeLinear") is not None
+            and reader_of(self.model, integers) is not None
+            and reader_of(self.model, value) is not None
+        )
 
     def moves(self, node: oir.Node) -> bool:
         rule = self.target.ops.get(node.op_type)
-        return rule is not None and rule.contract is Contract.MOVEMENT and is_movement(self.model, node)
+        if rule is None or rule.contract is not Contract.MOVEMENT or node.graph is not self.model.graph:
+            return False
+        return is_movement(self.model, node)
 
-    def target_absorbs(self) -> set[str]:
-        return {name for rule in self.target.ops.values() for name in rule.absorbs}
+    def takes_any_grid(self, node: oir.Node) -> bool:
+        """Whether ``node`` is an integer kernel that no bias ties to the step of its input."""
+        rule = self.target.ops.get(node.op_type) if node.domain == "" else None
+        if rule is None or rule.contract is Contract.MOVEMENT or node.graph is not self.model.graph:
+            return False
+        return rule.contract is Contract.ELEMENTWISE or len(node.inputs) < 3 or node.inputs[2] is None
 
-    def quantized_otherwise(self, value: oir.Value, step: _Step) -> bool:
+    def quantized_otherwise(self, value: oir.Value, step: Step) -> bool:
         """Whether another quantizer of ``value`` disagrees: a second one would keep its producer in float."""
+        if self.step_before(value, "DequantizeLinear") is not None:
+            return False
         for use in value.uses():
             if use.node.op_type == "QuantizeLinear" and use.node is not step.node:
-                other = self.step(use.node)
+                other = read_step(self.model, use.node)
                 if other is None or not other.equals(step):
                     return True
         return False
 
-    def pad_with_zero_point(self, mover: oir.Node, step: _Step) -> None:
+    def pad_with_zero_point(self, mover: oir.Node, step: Step) -> None:
         if mover.op_type != "Pad" or mover.attributes.get_string("mode", "constant") != "constant":
             return
-        filler = self.model.add_initializer(f"{mover.name}_value", step.zero_point.reshape(()))
-        while len(mover.inputs) < 3:
-            mover.resize_inputs(len(mover.inputs) + 1)
+        filler = self.model.add_initializer(f"{mover.outputs[0].name}_filler", step.zero_point)
+        mover.resize_inputs(max(3, len(mover.inputs)))
         mover.replace_input_with(2, filler)
 
-    def scalar_factor(self, node: oir.Node) -> tuple[oir.Value, float] | None:
+    def clip(self, quantize: oir.Node, bounds: list[int], step: Step) -> None:
+        """Let an integer Clip to ``bounds`` follow ``quantize``, whose result keeps its name behind it."""
+        result = quantize.outputs[0]
+        limits = [
+            self.model.add_initializer(f"{result.name}_level", np.asarray(bound, step.zero_point.dtype))
+            for bound in bounds
+        ]
+        node = oir.node("Clip", [result, *limits], name=self.model.unique_name(f"{result.name}_Clip"))
+        self.model.graph.insert_after(quantize, node)
+        clipped = node.outputs[0]
+        result.replace_all_uses_with(clipped, replace_graph_outputs=True)
+        node.replace_input_with(0, result)
+        clipped.type, clipped.shape = result.type, None if result.shape is None else result.shape.copy()
+        clipped.name, result.name = result.name, self.model.unique_name(f"{result.name}_unclipped")
+
+    def scalar_factor(self, node: oir.Node) -> tuple[oir.Value, np.float32] | None:
         """(x, k) of ``x * k`` with one constant float k > 0, or None."""
-        if node.op_type != "Mul" or node.domain != "":
+        if node.op_type != "Mul" or node.domain != "" or node.graph is not self.model.graph:
             return None
         for index in (0, 1):
             factor, source = self.model.constant(node.inputs[index]), node.inputs[1 - index]
             if factor is not None and factor.dtype == np.float32 and factor.size == 1 and source is not None:
-                value = float(factor.reshape(-1)[0])
-                same_rank = source.shape is not None and factor.ndim <= len(source.shape)
-                return (source, value) if value > 0.0 and np.isfinite(value) and same_rank else None
+                value = np.float32(factor.item())
+                same_rank = factor.ndim == 0 or (source.shape is not None and factor.ndim <= len(source.shape))
+                return (source, value) if _usable(value) and same_rank else None
         return None
 
-    def rescale(self, node: oir.Node, scale: npt.NDArray[np.float32]) -> None:
-        node.replace_input_with(1, self.model.add_initializer("scale", np.asarray(scale, np.float32)))
+    def rescale(self, node: oir.Node, scale: npt.NDArray[np.float32] | np.float32) -> None:
+        name = f"{node.outputs[0].name}_scale"
+        node.replace_input_with(1, self.model.add_initializer(name, np.asarray(scale, np.float32)))
 
     def drop(self, *nodes: oir.Node) -> None:
         """Remove those of ``nodes`` that nobody reads any more."""
         for node in nodes:
-            if node.graph is not None and not any(out.uses() or out.is_graph_output() for out in node.outputs):
+            if node.graph is not None and not any(_is_read(output) for output in node.outputs):
                 self.model.remove(node)
 
 
-def _producer(value: oir.Value | None, op_type: str) -> oir.Node | None:
-    node = value.producer() if value is not None else None
-    return node if node is not None and node.op_type == op_type and node.domain == "" else None
+_OPSET_OF_INTEGER_CLIP = 12
+_HALF = 0.5 + 1e-4
+"""Half a step, and some float rounding."""
 
 
-def _only_reader(value: oir.Value, node: oir.Node) -> bool:
-    return not value.is_graph_output() and all(use.node is node for use in value.uses())
+def _usable(scale: npt.NDArray[np.float32] | np.float32) -> bool:
+    """Whether ``scale`` is a step: positive, finite, and not so small that digits are lost."""
+    return bool(np.all(np.isfinite(scale)) and np.all(scale >= np.finfo(np.float32).tiny))
+
+
+def _is_read(value: oir.Value) -> bool:
+    return bool(value.uses()) or value.is_graph_output()

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as oir
 
-from qat2int8.ir import INT8, INT32, Model, QuantParams
+from qat2int8.ir import INT8, Model, QuantParams
 
 __all__ = ["BIAS_LIMIT", "QdqWriter"]
 
@@ -27,7 +27,7 @@ class QdqWriter:
     def __init__(self, model: Model) -> None:
         self.model = model
         self._parameters: dict[tuple[object, ...], oir.Value] = {}
-        self._weights: dict[tuple[oir.Value, bytes, int | None], oir.Value] = {}
+        self._constants: dict[tuple[object, ...], oir.Value] = {}
 
     def quantizer(
         self, tensor: oir.Value, params: QuantParams, reads: Callable[[oir.Node, int], bool] | None = None
@@ -42,7 +42,7 @@ class QdqWriter:
         """
         model, name = self.model, tensor.name or "tensor"
         uses = [use for use in tensor.uses() if reads is None or reads(use.node, use.idx)]
-        scale, zero_point = self._scale(params), self._zero_point(params)
+        scale, zero_point = self._scale(params, name), self._zero_point(params)
         nodes = [self._node("QuantizeLinear", [tensor, scale, zero_point], f"{name}_QuantizeLinear")]
         integers = nodes[-1].outputs[0]
         storage = params.dtype.storage
@@ -66,29 +66,32 @@ class QdqWriter:
             self._take_over_output(tensor, result)
         return result
 
-    def weight(self, weight: oir.Value, params: QuantParams, before: oir.Node) -> oir.Value:
-        """``weight`` as int8 integers behind a Dequantize; one for all consumers that want the same grid."""
-        key = (weight, params.scale.tobytes(), params.axis)
-        if key not in self._weights:
-            array = self.model.constant(weight)
-            assert array is not None
-            name = weight.name or "weight"
-            integers = self.model.add_initializer(f"{name}_quantized", params.quantize(array))
-            self._weights[key] = self._dequantized(integers, params, name, before)
-        return self._weights[key]
-
-    def bias(
-        self, levels: npt.NDArray[np.int32], scale: npt.NDArray[Any], name: str, before: oir.Node
+    def constant(
+        self,
+        constant: oir.Value,
+        levels: npt.NDArray[Any],
+        params: QuantParams,
+        before: oir.Node,
     ) -> oir.Value:
-        """An int32 bias of shape (C,) behind a Dequantize with step ``scale`` (shape () or (C,))."""
-        params = QuantParams.make(scale, np.zeros(scale.shape, np.int32), INT32, axis=0)
-        integers = self.model.add_initializer(f"{name}_quantized", levels)
-        return self._dequantized(integers, params, name, before)
+        """A constant of the graph as ``levels`` behind a Dequantize; one for all consumers that want the same.
 
-    def _dequantized(self, integers: oir.Value, params: QuantParams, name: str, before: oir.Node) -> oir.Value:
+        Args:
+            constant: what is replaced; it keeps its other consumers.
+            levels: its integers, of the storage type of ``params``.
+            before: the consumer, or the first one in the order of the graph.
+        """
+        key = (constant, *_key(params.scale), *_key(params.zero_point), params.dtype, params.axis)
+        if key not in self._constants:
+            name = constant.name or "constant"
+            self._constants[key] = self.dequantized(levels, params, name, before)
+        return self._constants[key]
+
+    def dequantized(self, levels: npt.NDArray[Any], params: QuantParams, name: str, before: oir.Node) -> oir.Value:
+        """``levels`` as an initializer behind a Dequantize."""
+        integers = self.model.add_initializer(f"{name}_quantized", levels)
         node = self._node(
             "DequantizeLinear",
-            [integers, self._scale(params), self._zero_point(params)],
+            [integers, self._scale(params, name), self._zero_point(params)],
             f"{name}_DequantizeLinear",
             {} if params.axis is None else {"axis": params.axis},
         )
@@ -100,11 +103,12 @@ class QdqWriter:
         outputs = self.model.graph.outputs
         name = tensor.name
         tensor.name = self.model.unique_name(f"{name}_float")
-        outputs[list(outputs).index(tensor)] = result
+        for index in [index for index, output in enumerate(outputs) if output is tensor]:
+            outputs[index] = result
         result.name = name
 
-    def _scale(self, params: QuantParams) -> oir.Value:
-        return self._parameter(params.scale, "scale")
+    def _scale(self, params: QuantParams, name: str) -> oir.Value:
+        return self._parameter(params.scale, f"{name}_scale")
 
     def _zero_point(self, params: QuantParams) -> oir.Value:
         return self._parameter(params.zero_point.astype(params.dtype.numpy), "zero_point")
@@ -112,10 +116,10 @@ class QdqWriter:
     def _level(self, level: int, params: QuantParams) -> oir.Value:
         return self._parameter(np.asarray(level, params.dtype.numpy), "level")
 
-    def _parameter(self, array: npt.NDArray[Any], kind: str) -> oir.Value:
-        key = (kind, array.dtype.str, array.shape, array.tobytes())
+    def _parameter(self, array: npt.NDArray[Any], name: str) -> oir.Value:
+        key = _key(array)
         if key not in self._parameters:
-            self._parameters[key] = self.model.add_initializer(kind, array)
+            self._parameters[key] = self.model.add_initializer(name, array)
         return self._parameters[key]
 
     def _node(
@@ -126,7 +130,11 @@ class QdqWriter:
     def _describe(self, value: oir.Value, name: str, dtype: oir.DataType, shape: oir.Shape | None) -> None:
         value.name = self.model.unique_name(name)
         value.type = oir.TensorType(dtype)
-        value.shape = shape
+        value.shape = None if shape is None else shape.copy()
+
+
+def _key(array: npt.NDArray[Any]) -> tuple[object, ...]:
+    return array.dtype.str, array.shape, array.tobytes()
 
 
 def symmetric_int8(params: QuantParams) -> QuantParams | None:
