@@ -59,6 +59,26 @@ def load_model(path: str | os.PathLike[str]) -> Model:
         ) from error
 
 
+def read_proto(proto: onnx.ModelProto) -> Model:
+    """The model of a protobuf in memory, checked like a file and left as it is.
+
+    External data is looked for in the current folder.
+
+    Raises:
+        InvalidModel: the graph is not valid.
+        UnsupportedModel: valid, but of an IR version, opset or kind this tool does not handle.
+    """
+    copy = onnx.ModelProto()
+    copy.CopyFrom(proto)
+    try:
+        return _checked(copy, Path.cwd())
+    except Qat2Int8Error:
+        raise
+    except Exception as error:  # onnx and onnx_ir raise whatever comes up on a damaged model
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise InvalidModel(f"cannot be read as ONNX: {reason[0][:200]}", remedy=_EXPORT) from error
+
+
 def save_model(model: Model, path: str | os.PathLike[str], *, external_data: bool | None = None) -> None:
     """Write ``model`` to ``path``, atomically: on any failure what stood there before still does.
 
@@ -119,10 +139,15 @@ _OTHER_EXPORT = "export it again with opset 13 or later, or convert it with onnx
 
 
 def _load(path: Path) -> Model:
-    proto = _parse(path)
+    model = _checked(_parse(path), Path(os.path.abspath(path)).parent)
+    model.path = path
+    return model
+
+
+def _checked(proto: onnx.ModelProto, folder: Path) -> Model:
+    """The model of ``proto``, whose external data lies in ``folder``; its domains are normalised in place."""
     _normalise_domains(proto)
     _check_versions(proto)
-    folder = Path(os.path.abspath(path)).parent
     for graph, tensor in _tensors(proto):
         _check_tensor(graph, tensor, folder)
     try:
@@ -136,7 +161,7 @@ def _load(path: Path) -> Model:
     had_external_data = any(
         tensor.data_location == onnx.TensorProto.EXTERNAL for tensor in proto.graph.initializer
     )
-    model = Model(_to_ir(proto), path=path)
+    model = Model(_to_ir(proto))
     if sorted_:
         weightless(model.ir)  # what cannot be written again, such as a name that is not UTF-8, is found here
     else:

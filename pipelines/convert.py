@@ -15,7 +15,7 @@ from typing import Any
 import onnx
 
 from qat2int8.ir import Code, Diagnostic, Model, PipelineError, Target, UnsupportedModel
-from qat2int8.ir.io import load_model, save_model
+from qat2int8.ir.io import load_model, read_proto, save_model
 from qat2int8.ir.verify import VerifyLevel
 from qat2int8.passes import Context
 from qat2int8.pipelines.certificate import Certificate, certify
@@ -157,7 +157,7 @@ def convert(
     source: ModelFile
     if isinstance(model, onnx.ModelProto):
         source = model.SerializeToString()
-        graph = Model.from_proto(model)
+        graph = read_proto(model)
     else:
         source = Path(model)
         graph = load_model(source)

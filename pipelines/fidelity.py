@@ -75,10 +75,11 @@ def compare(
         UnsupportedModel: onnxruntime refuses one of the models.
         DataError: an input does not fit, or there is none.
     """
+    started = time.perf_counter()
     expected_session, actual_session = reference_session(reference), session(converted)
     names = [output.name for output in expected_session.get_outputs()]
     sums = [_Sums() for _ in names]
-    samples, started = 0, time.perf_counter()
+    samples = 0
     for feeds in batches:
         expected = run_session(expected_session, feeds)
         actual = run_session(actual_session, feeds)
