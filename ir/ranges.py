@@ -11,17 +11,18 @@ import math
 from collections.abc import Callable
 
 import numpy as np
+import numpy.typing as npt
 import onnx_ir as oir
 
 from qat2int8.ir.interval import UNBOUNDED, Interval
 from qat2int8.ir.model import ChannelMoments, Model
+from qat2int8.ir.quant import QuantParams
 
 __all__ = ["VALUE_PRESERVING", "Ranges", "hard_sigmoid_coefficients", "moments_interval"]
 
 VALUE_PRESERVING = frozenset(
     {
         "DepthToSpace",
-        "Dropout",
         "Expand",
         "Flatten",
         "Gather",
@@ -75,17 +76,34 @@ class Ranges:
         """
         params = self._model.scales.get(value)
         raw = self.raw(value)
-        return raw if params is None else raw.clip(params.span.lo, params.span.hi)
+        return raw if params is None else _on_grid(raw, params)
+
+    def flag(self, value: oir.Value | None) -> bool | None:
+        """A constant boolean; None where it is not known."""
+        array = self._model.constant(value)
+        return None if array is None or array.size != 1 else bool(array.reshape(())[()])
+
+    def refresh(self, node: oir.Node) -> None:
+        """Compute the outputs of ``node`` again, after grids of its inputs were written."""
+        self._transfer(node)
+
+    def clip_bounds(self, node: oir.Node) -> tuple[Interval, Interval]:
+        """Ranges of the lower and of the upper bound of a Clip; an infinite point where it has none."""
+        lower, upper = (*node.inputs, None, None)[1:3]
+        lowest = node.attributes.get_float("min", -math.inf)
+        highest = node.attributes.get_float("max", math.inf)
+        return (
+            self.seen(lower) if lower is not None else Interval(lowest, lowest),
+            self.seen(upper) if upper is not None else Interval(highest, highest),
+        )
 
     def _constant(self, value: oir.Value) -> Interval:
         if value not in self._constants:
-            array = self._model.constant(value)
-            known = array is not None and array.size and array.dtype.kind in "fiu"
-            self._constants[value] = Interval(float(array.min()), float(array.max())) if known else UNBOUNDED  # type: ignore[union-attr]
+            self._constants[value] = _hull(self._model.constant(value))
         return self._constants[value]
 
     def _transfer(self, node: oir.Node) -> None:
-        if node.op_type == "Add" and self._moments:
+        if node.op_type == "Add" and node.domain == "" and self._moments:
             self._add_moments(node)
         rule = _TRANSFER.get(node.op_type) if node.domain == "" else None
         result = rule(self, node) if rule is not None else UNBOUNDED
@@ -94,7 +112,10 @@ class Ranges:
             span = result if index == 0 or node.op_type == "Split" else UNBOUNDED
             moments = self._moments.get(output)
             if self._sigmas is not None and moments is not None:
-                span = moments_interval(moments, self._sigmas) & span
+                observed = moments_interval(moments, self._sigmas)
+                # Statistics that contradict what is provable are of no use.
+                disjoint = observed.hi < span.lo or span.hi < observed.lo
+                span = span if disjoint else observed & span
             self._raw[output] = span
 
     def _add_moments(self, node: oir.Node) -> None:
@@ -102,6 +123,10 @@ class Ranges:
         two hulls. Standard deviations add up, as if the two were fully correlated."""
         left, right = (self._moments.get(value) if value is not None else None for value in node.inputs)
         if left is None or right is None or left.axis != right.axis or left.mean.shape != right.mean.shape:
+            return
+        # Broadcasting aligns tensors at their last axes: at unequal ranks the channels do not meet.
+        ranks = {len(value.shape) for value in node.inputs if value is not None and value.shape is not None}
+        if len(ranks) > 1:
             return
         origin = f"{left.origin} and {right.origin}"
         self._moments[node.outputs[0]] = ChannelMoments(
@@ -115,6 +140,24 @@ def moments_interval(moments: ChannelMoments, sigmas: float) -> Interval:
     return Interval(float(np.min(moments.mean - spread)), float(np.max(moments.mean + spread)))
 
 
+def _hull(array: npt.NDArray[np.generic] | None) -> Interval:
+    """All values of a float constant; integers are shapes and indices, whose arithmetic wraps and truncates."""
+    if array is None or array.size == 0 or array.dtype.kind != "f" or np.isnan(array).any():
+        return UNBOUNDED
+    lo, hi = float(array.min()), float(array.max())
+    # An end at the far infinity would make sums of infinities: [inf, inf] + [-inf, 0].
+    return Interval(lo if lo < math.inf else -math.inf, hi if hi > -math.inf else math.inf)
+
+
+def _on_grid(raw: Interval, params: QuantParams) -> Interval:
+    """``raw`` after the quantizer: saturated, and rounded to a level, which may lie outside of ``raw``."""
+    kept = raw.clip(params.span.lo, params.span.hi)
+    steps = params.scale.astype(np.float64)
+    lo = float(np.min(np.floor(kept.lo / steps) * steps))
+    hi = float(np.max(np.ceil(kept.hi / steps) * steps))
+    return Interval(min(lo, kept.lo), max(hi, kept.hi)).clip(params.span.lo, params.span.hi)
+
+
 def hard_sigmoid_coefficients(node: oir.Node) -> tuple[float, float]:
     """(alpha, beta) of ``max(0, min(1, alpha * x + beta))``, with ONNX's defaults."""
     return node.attributes.get_float("alpha", 0.2), node.attributes.get_float("beta", 0.5)
@@ -122,6 +165,13 @@ def hard_sigmoid_coefficients(node: oir.Node) -> tuple[float, float]:
 
 def _same(ranges: Ranges, node: oir.Node) -> Interval:
     return ranges.seen(node.inputs[0])
+
+
+def _dropout(ranges: Ranges, node: oir.Node) -> Interval:
+    training = node.inputs[2] if len(node.inputs) > 2 else None
+    flag = ranges.flag(training)
+    # In training mode the survivors are scaled up.
+    return ranges.seen(node.inputs[0]) if training is None or flag is False else UNBOUNDED
 
 
 def _union(ranges: Ranges, node: oir.Node) -> Interval:
@@ -140,7 +190,10 @@ def _pad(ranges: Ranges, node: oir.Node) -> Interval:
     if node.attributes.get_string("mode", "constant") != "constant":
         return span
     filler = node.inputs[2] if len(node.inputs) > 2 else None
-    return span | (ranges.seen(filler) if filler is not None else Interval(0.0, 0.0))
+    if filler is not None:
+        return span | ranges.seen(filler)
+    constant = node.attributes.get_float("value", 0.0)
+    return span | Interval(constant, constant)
 
 
 def _resize(ranges: Ranges, node: oir.Node) -> Interval:
@@ -152,9 +205,12 @@ def _resize(ranges: Ranges, node: oir.Node) -> Interval:
 
 def _clip(ranges: Ranges, node: oir.Node) -> Interval:
     span = ranges.seen(node.inputs[0])
-    lo = ranges.raw(node.inputs[1]).lo if len(node.inputs) > 1 and node.inputs[1] is not None else -math.inf
-    hi = ranges.raw(node.inputs[2]).hi if len(node.inputs) > 2 and node.inputs[2] is not None else math.inf
-    return span.clip(lo, hi) if lo <= hi else UNBOUNDED
+    lower, upper = ranges.clip_bounds(node)
+    # min(max(x, lower), upper): the upper bound wins where the two cross.
+    return Interval(
+        min(max(span.lo, lower.lo), upper.lo),
+        min(max(span.hi, lower.hi), upper.hi),
+    )
 
 
 def _add(ranges: Ranges, node: oir.Node) -> Interval:
@@ -191,8 +247,10 @@ def _min(ranges: Ranges, node: oir.Node) -> Interval:
 
 def _leaky_relu(ranges: Ranges, node: oir.Node) -> Interval:
     span, alpha = ranges.seen(node.inputs[0]), node.attributes.get_float("alpha", 0.01)
-    ends = [end if end >= 0 else alpha * end for end in (span.lo, span.hi)]
-    return Interval(min(ends), max(ends)) if alpha >= 0 else UNBOUNDED
+    if alpha < 0.0:
+        return UNBOUNDED
+    negative = Interval(min(span.lo, 0.0), min(span.hi, 0.0)) * Interval(alpha, alpha)
+    return negative + Interval(max(span.lo, 0.0), max(span.hi, 0.0))
 
 
 def _hard_sigmoid(ranges: Ranges, node: oir.Node) -> Interval:
@@ -205,7 +263,18 @@ def _hard_swish(ranges: Ranges, node: oir.Node) -> Interval:
 
 
 def _gelu(ranges: Ranges, node: oir.Node) -> Interval:
-    return _dipping(ranges, node, lambda x: 0.5 * x * (1.0 + math.erf(x / math.sqrt(2.0))), -0.7517916)
+    if node.attributes.get_string("approximate", "none") == "tanh":
+        return _dipping(ranges, node, _gelu_tanh, _GELU_TANH_VALLEY)
+    return _dipping(ranges, node, lambda x: 0.5 * x * (1.0 + math.erf(x / math.sqrt(2.0))), _GELU_VALLEY)
+
+
+def _gelu_tanh(x: float) -> float:
+    return 0.5 * x * (1.0 + math.tanh(math.sqrt(2.0 / math.pi) * (x + 0.044715 * x * x * x)))
+
+
+_GELU_VALLEY = -0.7517915
+_GELU_TANH_VALLEY = -0.7524614
+"""Where the two spellings of Gelu are lowest."""
 
 
 def _dipping(ranges: Ranges, node: oir.Node, f: Callable[[float], float], valley: float) -> Interval:
@@ -243,6 +312,7 @@ _TRANSFER: dict[str, Callable[[Ranges, oir.Node], Interval]] = {
     "Clip": _clip,
     "Concat": _union,
     "Div": _div,
+    "Dropout": _dropout,
     "Erf": _monotone(lambda x: math.erf(x)),
     "Gelu": _gelu,
     "HardSigmoid": _hard_sigmoid,
