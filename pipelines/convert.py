@@ -7,6 +7,7 @@ import json
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -163,9 +164,12 @@ def convert(
         graph = load_model(source)
     before = _op_counts(graph)
     _check_fake_quant(graph)
-    run = run_pipeline(graph, spec, Context(chosen), verify=level, observers=observers)
-    _check_placed(run)
-    _stamp(graph, spec, chosen, run, source)
+    with ThreadPoolExecutor(max_workers=1) as background:
+        # Hashing 100 MB takes as long as several passes, and lets other threads run meanwhile.
+        digest = background.submit(_sha256, source)
+        run = run_pipeline(graph, spec, Context(chosen), verify=level, observers=observers)
+        _check_placed(run)
+        _stamp(graph, spec, chosen, run, digest.result())
     return Conversion(graph, chosen, spec, run, before, source)
 
 
@@ -206,15 +210,21 @@ def _check_placed(run: PipelineRun) -> None:
             raise UnsupportedModel(finding.reason, where=where, remedy=finding.remedy)
 
 
-def _stamp(model: Model, spec: PipelineSpec, target: Target, run: PipelineRun, source: ModelFile) -> None:
+def _sha256(source: ModelFile) -> str:
+    if isinstance(source, bytes):
+        return hashlib.sha256(source).hexdigest()
+    with source.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _stamp(model: Model, spec: PipelineSpec, target: Target, run: PipelineRun, digest: str) -> None:
     """Write into the model where it comes from, so that the file alone explains itself."""
-    content = source if isinstance(source, bytes) else source.read_bytes()
     model.ir.metadata_props.update(
         {
             "qat2int8.version": VERSION,
             "qat2int8.pipeline": str(spec),
             "qat2int8.target": target.name,
-            "qat2int8.source_sha256": hashlib.sha256(content).hexdigest(),
+            "qat2int8.source_sha256": digest,
             "qat2int8.diagnostics": json.dumps([finding.as_dict() for finding in run.diagnostics]),
         }
     )
