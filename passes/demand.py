@@ -20,7 +20,9 @@ from qat2int8.passes.scale_groups import is_movement
 __all__ = ["Demand"]
 
 _MAX_DEPTH = 12
-"""Grids are rarely more than a few nodes away; beyond that the search gives up, which is sound."""
+_MAX_VISITS = 512
+"""Grids are rarely more than a few nodes away; beyond that the search gives up, which is sound. The second
+bound keeps a question from walking every path of a densely connected graph."""
 
 
 class Demand:
@@ -34,13 +36,19 @@ class Demand:
     def __init__(self, model: Model, ranges: Ranges) -> None:
         self.model = model
         self.ranges = ranges
+        self._visits = 0
 
-    def of(self, value: oir.Value, depth: int = _MAX_DEPTH) -> Interval:
+    def of(self, value: oir.Value) -> Interval:
         """The interval ``value`` may be clamped to without any grid behind it noticing.
 
         A grid that ``value`` has itself is not looked at. Unbounded where a consumer tells all values apart.
         """
-        if value.is_graph_output() or depth == 0 or not value.uses():
+        self._visits = 0
+        return self._behind(value, _MAX_DEPTH)
+
+    def _behind(self, value: oir.Value, depth: int) -> Interval:
+        self._visits += 1
+        if value.is_graph_output() or depth == 0 or self._visits > _MAX_VISITS:
             return UNBOUNDED
         hull: Interval | None = None
         for use in value.uses():
@@ -54,7 +62,7 @@ class Demand:
     def at(self, value: oir.Value, depth: int) -> Interval:
         """Like :meth:`of`, but a grid of ``value`` itself answers at once: its quantizer clamps there."""
         params = self.model.scales.get(value)
-        return params.span if params is not None else self.of(value, depth)
+        return params.span if params is not None else self._behind(value, depth)
 
     def _rule(self, node: oir.Node) -> _Rule | None:
         if node.graph is not self.model.graph or node.domain != "":
@@ -70,10 +78,14 @@ _Rule = Callable[[Demand, oir.Value, oir.Node, int, int], Interval]
 def _movement(demand: Demand, value: oir.Value, node: oir.Node, idx: int, depth: int) -> Interval:
     if idx != 0:
         return UNBOUNDED
-    span = demand.at(node.outputs[0], depth)
-    for output in node.outputs[1:] if node.op_type == "Split" else ():
-        span = span | demand.at(output, depth)
-    return span
+    outputs = node.outputs if node.op_type == "Split" else node.outputs[:1]
+    hull: Interval | None = None
+    for output in outputs:
+        # Nobody asks anything of an output that nobody reads.
+        if output.uses() or output.is_graph_output():
+            span = demand.at(output, depth)
+            hull = span if hull is None else hull | span
+    return hull or UNBOUNDED
 
 
 def _concat(demand: Demand, value: oir.Value, node: oir.Node, idx: int, depth: int) -> Interval:
@@ -89,10 +101,8 @@ def _clip(demand: Demand, value: oir.Value, node: oir.Node, idx: int, depth: int
     if idx != 0:
         return UNBOUNDED
     span = demand.at(node.outputs[0], depth)
-    bounds = [demand.ranges.raw(bound) if bound is not None else UNBOUNDED for bound in node.inputs[1:3]]
-    lo = bounds[0].lo if bounds else -math.inf
-    hi = bounds[1].hi if len(bounds) > 1 else math.inf
-    return Interval(lo, hi) & span
+    lower, upper = demand.ranges.clip_bounds(node)
+    return Interval(lower.lo, upper.hi) & span if lower.lo <= upper.hi else UNBOUNDED
 
 
 def _add(demand: Demand, value: oir.Value, node: oir.Node, idx: int, depth: int) -> Interval:
@@ -121,9 +131,9 @@ def _mul(demand: Demand, value: oir.Value, node: oir.Node, idx: int, depth: int)
     other = node.inputs[1 - idx]
     if other is None or other is value:
         return UNBOUNDED
-    if _is_sigmoid_of(other, value):
+    if _is_sigmoid_of(demand.model, other, value):
         return _silu(demand, node, depth)
-    if _is_hard_sigmoid_of(other, value):
+    if _is_hard_sigmoid_of(demand.model, other, value):
         return _hard_swish(demand, value, node, idx, depth)
     return _scaled(demand.at(node.outputs[0], depth), demand.ranges.seen(other))
 
@@ -161,7 +171,7 @@ def _leaky_relu(demand: Demand, value: oir.Value, node: oir.Node, idx: int, dept
 
 
 def _hard_sigmoid(demand: Demand, value: oir.Value, node: oir.Node, idx: int, depth: int) -> Interval:
-    product = _hard_swish_product(value, node)
+    product = _hard_swish_product(demand.model, value, node)
     if product is not None:
         return _hard_swish(demand, value, product, idx, depth)
     alpha, beta = hard_sigmoid_coefficients(node)
@@ -181,12 +191,13 @@ def _hard_swish(demand: Demand, value: oir.Value, node: oir.Node, idx: int, dept
 
 
 def _sigmoid(demand: Demand, value: oir.Value, node: oir.Node, idx: int, depth: int) -> Interval:
-    product = _silu_product(value, node)
+    product = _silu_product(demand.model, value, node)
     if product is not None:
         return _silu(demand, product, depth)
     half = _half_step(demand.model, node.outputs[0])
     if half is None:
         return UNBOUNDED
+    # Clamping where the output is within half a step of its limits moves it by at most one level.
     span = demand.at(node.outputs[0], depth).clip(half, 1.0 - half)
     return Interval(*(math.log(end / (1.0 - end)) for end in (span.lo, span.hi)))
 
@@ -198,7 +209,8 @@ def _silu(demand: Demand, node: oir.Node, depth: int) -> Interval:
         return UNBOUNDED
     top = max(demand.at(node.outputs[0], depth).hi, 0.0)
     lo = -_bisect(lambda x: x / (1.0 + math.exp(x)) <= half, _SILU_VALLEY, 60.0)
-    hi = _bisect(lambda x: x / (1.0 + math.exp(-x)) >= top, 0.0, top + 40.0)
+    # x - SiLU(x) never exceeds 0.2785 on the positive side.
+    hi = _bisect(lambda x: x / (1.0 + math.exp(-x)) >= top, 0.0, top + 0.3)
     return Interval(lo, hi)
 
 
@@ -207,47 +219,69 @@ _SILU_VALLEY = 1.2784645427610738
 
 
 def _bisect(holds: Callable[[float], bool], lo: float, hi: float) -> float:
-    """The smallest point of [lo, hi], to 1e-6, from which on a monotone condition holds; ``hi`` satisfies it."""
-    while hi - lo > 1e-6:
+    """A point of [lo, hi] at or just above the one from which on a monotone condition holds, as in ``hi``."""
+    for _ in range(_BISECTIONS):
         middle = (lo + hi) / 2.0
         lo, hi = (lo, middle) if holds(middle) else (middle, hi)
     return hi
 
 
+_BISECTIONS = 60
+"""More halvings than a double has bits; a width to reach would never be reached far from zero."""
+
+
 def _half_step(model: Model, value: oir.Value) -> float | None:
+    """Half a step of the grid of ``value``; None without one, and for steps that float32 cannot resolve at 1."""
     params = model.scales.get(value)
-    return None if params is None or params.per_channel else min(float(params.scale) / 2.0, 0.25)
+    if params is None or params.per_channel or float(params.scale) < _FINEST:
+        return None
+    return min(float(params.scale) / 2.0, 0.25)
 
 
-def _is_sigmoid_of(gate: oir.Value, value: oir.Value) -> bool:
+_FINEST = 1e-6
+
+
+def _gate_of(model: Model, gate: oir.Value, value: oir.Value, op_type: str) -> oir.Node | None:
+    """The ``op_type`` node that makes ``gate`` of ``value``.
+
+    A gate on a grid of its own does not count: rounded and saturated, it is not the function the rules invert.
+    """
     producer = gate.producer()
-    return producer is not None and producer.op_type == "Sigmoid" and producer.inputs[0] is value
+    if producer is None or producer.op_type != op_type or producer.domain != "" or gate in model.scales:
+        return None
+    return producer if producer.inputs[0] is value else None
 
 
-def _is_hard_sigmoid_of(gate: oir.Value, value: oir.Value) -> bool:
-    producer = gate.producer()
-    if producer is None or producer.op_type != "HardSigmoid" or producer.inputs[0] is not value:
+def _is_sigmoid_of(model: Model, gate: oir.Value, value: oir.Value) -> bool:
+    return _gate_of(model, gate, value, "Sigmoid") is not None
+
+
+def _is_hard_sigmoid_of(model: Model, gate: oir.Value, value: oir.Value) -> bool:
+    producer = _gate_of(model, gate, value, "HardSigmoid")
+    if producer is None:
         return False
     alpha, beta = hard_sigmoid_coefficients(producer)
     return math.isclose(alpha, 1.0 / 6.0, rel_tol=1e-5) and beta == 0.5
 
 
-def _silu_product(value: oir.Value, sigmoid: oir.Node) -> oir.Node | None:
+def _silu_product(model: Model, value: oir.Value, sigmoid: oir.Node) -> oir.Node | None:
     """The Mul that makes SiLU of this Sigmoid, if the gate is read by nothing else."""
-    return _gated_product(value, sigmoid)
+    return _gated_product(value, sigmoid) if _is_sigmoid_of(model, sigmoid.outputs[0], value) else None
 
 
-def _hard_swish_product(value: oir.Value, hard_sigmoid: oir.Node) -> oir.Node | None:
+def _hard_swish_product(model: Model, value: oir.Value, hard_sigmoid: oir.Node) -> oir.Node | None:
     gate = hard_sigmoid.outputs[0]
-    return _gated_product(value, hard_sigmoid) if _is_hard_sigmoid_of(gate, value) else None
+    return _gated_product(value, hard_sigmoid) if _is_hard_sigmoid_of(model, gate, value) else None
 
 
 def _gated_product(value: oir.Value, gate_node: oir.Node) -> oir.Node | None:
     gate = gate_node.outputs[0]
     uses = list(gate.uses())
-    if len(uses) != 1 or gate.is_graph_output() or uses[0].node.op_type != "Mul":
+    if len(uses) != 1 or gate.is_graph_output():
         return None
     product = uses[0].node
+    if product.op_type != "Mul" or product.domain != "" or product.graph is not gate_node.graph:
+        return None
     return product if product.inputs[1 - uses[0].idx] is value else None
 
 
