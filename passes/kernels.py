@@ -113,7 +113,6 @@ def absorbs(
     clamp = read_clamp(model, activation)
     if clamp is None:
         return False
-    lowest, highest = (
-        float(np.rint(bound / scale)) + zero for bound in np.float32([clamp.span.lo, clamp.span.hi])
-    )
-    return lowest <= levels[0] and highest >= levels[1]
+    with np.errstate(over="ignore"):
+        lowest, highest = (np.rint(np.float32(bound) / scale) + zero for bound in (clamp.span.lo, clamp.span.hi))
+    return bool(lowest <= levels[0] and highest >= levels[1])

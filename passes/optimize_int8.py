@@ -184,7 +184,7 @@ class _Squasher:
         mover = value.producer() if value is not None else None
         if step is None or not step.movable or value is None or mover is None or not self.moves(mover):
             return False
-        if reader_of(self.model, value) is None or any(_is_read(output) for output in mover.outputs[1:]):
+        if reader_of(self.model, value) is None or mover.op_type == "Split":
             return False
         source = mover.inputs[0]
         assert source is not None
@@ -295,7 +295,8 @@ class _Squasher:
         if step is None or value is None or product is None or factored is None:
             return False
         source, factor = factored
-        scale = step.scale / factor
+        with np.errstate(over="ignore", under="ignore"):
+            scale = step.scale / factor
         if not _usable(scale) or reader_of(self.model, value) is None or self.quantized_otherwise(source, step):
             return False
         quantize.replace_input_with(0, source)
@@ -311,7 +312,8 @@ class _Squasher:
         factored = self.scalar_factor(reader[0]) if reader is not None else None
         if step is None or reader is None or factored is None or factored[0] is not value:
             return False
-        scale = step.scale * factored[1]
+        with np.errstate(over="ignore", under="ignore"):
+            scale = step.scale * factored[1]
         if not _usable(scale):
             return False
         self.rescale(dequantize, scale)
@@ -348,6 +350,8 @@ class _Squasher:
     def moves(self, node: oir.Node) -> bool:
         rule = self.target.ops.get(node.op_type)
         if rule is None or rule.contract is not Contract.MOVEMENT or node.graph is not self.model.graph:
+            return False
+        if node.op_type != "Split" and any(_is_read(output) for output in node.outputs[1:]):
             return False
         return is_movement(self.model, node)
 
