@@ -42,11 +42,11 @@ def test_a_stem_gets_a_fourth_channel_of_zero_points_and_zero_weights() -> None:
         """
         g (uint8[1,3,2,2] q) => (float[1,1,2,2] y)
         <float s = {0.5}, uint8 z = {128}, int8[1,3,1,1] w = {1, 2, 3}, float ws = {1}, int8 wz = {0},
-         int64[8] conv_pads = {0, 0, 0, 0, 0, 1, 0, 0}, int8[1,4,1,1] w_padded = {1, 2, 3, 0}> {
+         int64[8] conv_pads = {0, 0, 0, 0, 0, 1, 0, 0}, int8[1,4,1,1] w_stem = {1, 2, 3, 0}> {
           [conv_Pad] q_padded = Pad (q, conv_pads, z)
-          [q_padded_DQ] q_padded_dequantized = DequantizeLinear (q_padded, s, z)
-          [w_padded_DQ] w_padded_dequantized = DequantizeLinear <axis = 0> (w_padded, ws, wz)
-          [conv] y = Conv (q_padded_dequantized, w_padded_dequantized)
+          [q_padded_DequantizeLinear] q_padded_dequantized = DequantizeLinear (q_padded, s, z)
+          [w_stem_DequantizeLinear] w_stem_dequantized = DequantizeLinear <axis = 0> (w_stem, ws, wz)
+          [conv] y = Conv (q_padded_dequantized, w_stem_dequantized)
         }
         """,
     )
