@@ -13,6 +13,7 @@ from qat2int8.ir import UINT8, Code, Diagnostic, Fact, Interval, Model, QuantDTy
 from qat2int8.ir.ranges import VALUE_PRESERVING, Ranges
 from qat2int8.passes.base import Context, Numerics, Pass, PassResult
 from qat2int8.passes.registry import register
+from qat2int8.passes.scale_groups import moved
 
 
 class ReluEncoding(enum.StrEnum):
@@ -53,6 +54,7 @@ class UpdateReluOutputScales(Pass):
         if ctx.target.activation != "uint8":
             return PassResult()
         ranges = Ranges(model)
+        clamps = _upper_clamps(model, ranges)
         notes: list[Diagnostic] = []
         updated = 0
         for value, params in model.scales.items():
@@ -60,7 +62,9 @@ class UpdateReluOutputScales(Pass):
                 continue
             if not ranges.raw(value).nonnegative:
                 continue
-            encoded = self._encode(params, _upper_clamp(value, ranges))
+            encoded = self._encode(params, clamps.get(value, math.inf))
+            if encoded is None:
+                continue
             if self.encoding is ReluEncoding.EXACT and encoded.dtype == UINT8:
                 notes.append(
                     self.note(
@@ -73,28 +77,38 @@ class UpdateReluOutputScales(Pass):
             updated += 1
         return PassResult({"updated": updated}, tuple(notes))
 
-    def _encode(self, params: QuantParams, clamp: float) -> QuantParams:
+    def _encode(self, params: QuantParams, clamp: float) -> QuantParams | None:
+        """``params`` from zero upwards, for values that end at ``clamp``; None where uint8 has no such grid."""
+        if params.dtype.bits > UINT8.bits:
+            return None
         top_level = params.dtype.qmax - int(params.zero_point)
         step = float(params.scale)
         top = min(top_level * step, clamp)
         zero = np.zeros((), np.int32)
-        bits = math.log2(top_level + 1)
-        trained_narrow = params.dtype.bits < UINT8.bits
-        exact = self.encoding is ReluEncoding.EXACT and clamp >= top
-        if bits.is_integer() and (trained_narrow or exact):
+        if not top > 0.0:
+            return None
+        bits = top_level.bit_length()
+        power_of_two = top_level + 1 == 1 << bits
+        if params.dtype.bits < UINT8.bits:
             # A narrow grid was trained with its own saturation, which only the integer Clip repeats.
-            return params.with_(zero_point=zero, dtype=QuantDType(int(bits), signed=False))
+            return params.with_(zero_point=zero, dtype=QuantDType(bits, signed=False)) if power_of_two else None
+        if self.encoding is ReluEncoding.EXACT and clamp >= params.interval.hi and power_of_two:
+            return params.with_(zero_point=zero, dtype=QuantDType(bits, signed=False))
         if self.encoding is ReluEncoding.REFINE or UINT8.qmax * step > clamp:
             refined = np.asarray(top / UINT8.qmax, np.float32)
-            return params.with_(scale=refined, zero_point=zero, dtype=UINT8)
+            # A bound below what float32 can divide leaves no step.
+            return params.with_(scale=refined, zero_point=zero, dtype=UINT8) if refined > 0.0 else None
         return params.with_(zero_point=zero, dtype=UINT8, trained=Interval(0.0, top))
 
 
-def _upper_clamp(value: oir.Value, ranges: Ranges) -> float:
-    """The bound of the Clip that ``value`` comes from, seen through data movement; infinite without one."""
-    node = value.producer()
-    while node is not None and node.op_type in VALUE_PRESERVING and node.inputs[0] is not None:
-        node = node.inputs[0].producer()
-    if node is None or node.op_type != "Clip" or len(node.inputs) < 3 or node.inputs[2] is None:
-        return math.inf
-    return ranges.raw(node.inputs[2]).hi
+def _upper_clamps(model: Model, ranges: Ranges) -> dict[oir.Value, float]:
+    """The bounds of the Clips that tensors come from, seen through data movement."""
+    clamps: dict[oir.Value, float] = {}
+    for node in model.nodes():
+        if node.domain != "" or not node.inputs or node.inputs[0] is None:
+            continue
+        if node.op_type == "Clip":
+            clamps[node.outputs[0]] = ranges.clip_bounds(node)[1].hi
+        elif node.op_type in VALUE_PRESERVING and node.inputs[0] in clamps:
+            clamps.update(dict.fromkeys(moved(node), clamps[node.inputs[0]]))
+    return clamps
