@@ -14,6 +14,7 @@ from typing import Any
 
 import onnx
 import onnx_ir as oir
+import onnxruntime as ort
 
 from qat2int8.ir import Model
 from qat2int8.ir.verify import weightless
@@ -46,8 +47,15 @@ INTEGER_KERNELS = frozenset(
 
 _COMPUTE = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 _BOUNDARY = frozenset({"QuantizeLinear", "DequantizeLinear"})
+_EIGHT_BITS = frozenset({onnx.TensorProto.INT8, onnx.TensorProto.UINT8})
 _LAYOUT = frozenset({"Transpose", "ReorderInput", "ReorderOutput", "Identity", "Cast"})
-_ENDS_IN_FLOAT = frozenset({"ConvInteger", "DynamicQuantizeMatMul", "MatMulIntegerToFloat"})
+_NOT_8_BIT = frozenset(
+    {
+        *("ArgMax", "Cast", "ConvInteger", "DequantizeLinear", "DynamicQuantizeMatMul"),
+        *("MatMulInteger", "MatMulIntegerToFloat", "Shape", "Size"),
+    }
+)
+"""What reads 8-bit integers and writes something else: floats, accumulators, indices."""
 _TOKEN = re.compile(r"_token_\d+$")
 """The suffix onnxruntime adds to a node it replaces during layout optimisation."""
 
@@ -130,14 +138,19 @@ def certify(model: Model, file: ModelFile) -> Certificate:
         path = Path(folder) / "executed.onnx"
         session(file, optimized=path)
         executed = onnx.load(path, load_external_data=False)
-    integer_names, counts, integer, floating = _read_executed(executed.graph)
+    reading = _Reading()
+    reading.read(executed.graph)
     records = tuple(
-        NodeRecord(node.name or "", node.op_type, macs, _runs_in_integers(node, integer_names))
+        NodeRecord(node.name or "", node.op_type, macs, _runs_in_integers(node, reading.names))
         for node, macs in _macs_of(model)
     )
-    import onnxruntime as ort
-
-    return Certificate(records, counts, integer, floating, f"onnxruntime {ort.__version__} CPU")
+    return Certificate(
+        records,
+        dict(reading.counts.most_common()),
+        reading.integer,
+        reading.floating,
+        f"onnxruntime {ort.__version__} CPU",
+    )
 
 
 def _runs_in_integers(node: oir.Node, integer_names: set[str]) -> bool:
@@ -151,27 +164,45 @@ def _runs_in_integers(node: oir.Node, integer_names: set[str]) -> bool:
     return bool((names - {""}) & integer_names)
 
 
-def _read_executed(graph: onnx.GraphProto) -> tuple[set[str], dict[str, int], int, int]:
-    names: set[str] = set()
-    counts: Counter[str] = Counter()
-    integers: set[str] = set()
-    integer = floating = 0
-    for node in graph.node:
-        counts[node.op_type] += 1
+class _Reading:
+    """What an executed graph does, bodies of control flow included."""
+
+    def __init__(self) -> None:
+        self.names: set[str] = set()
+        """Names of integer kernels and of the tensors they write."""
+        self.counts: Counter[str] = Counter()
+        self.integer = self.floating = 0
+        self._integers: set[str] = set()
+        """Names of 8-bit tensors."""
+
+    def read(self, graph: onnx.GraphProto) -> None:
+        self._integers.update(info.name for info in graph.input if info.type.tensor_type.elem_type in _EIGHT_BITS)
+        self._integers.update(tensor.name for tensor in graph.initializer if tensor.data_type in _EIGHT_BITS)
+        for node in graph.node:
+            self._read_node(node)
+            for attribute in node.attribute:
+                for body in (*attribute.graphs, *([attribute.g] if attribute.HasField("g") else [])):
+                    self.read(body)
+
+    def _read_node(self, node: onnx.NodeProto) -> None:
+        self.counts[node.op_type] += 1
         kernel = node.op_type in INTEGER_KERNELS
-        carries = kernel or node.op_type == "QuantizeLinear" or bool(node.input and node.input[0] in integers)
-        ends_in_float = node.op_type in _ENDS_IN_FLOAT or node.op_type == "DequantizeLinear"
-        if node.op_type == "QGemm":
-            ends_in_float = len(node.input) < 8 or not node.input[7]
-        if carries and not ends_in_float:
-            integers.update(node.output)
+        carries = (
+            kernel or node.op_type == "QuantizeLinear" or bool(node.input and node.input[0] in self._integers)
+        )
+        if carries and node.op_type not in _NOT_8_BIT and not _is_float_gemm(node):
+            self._integers.update(node.output)
         if kernel:
-            names.add(_TOKEN.sub("", node.name))
-            names.update(node.output)
+            self.names.add(_TOKEN.sub("", node.name))
+            self.names.update(node.output)
         if node.op_type in _BOUNDARY or node.op_type in _LAYOUT:
-            continue
-        integer, floating = (integer + 1, floating) if carries else (integer, floating + 1)
-    return names, dict(counts.most_common()), integer, floating
+            return
+        self.integer, self.floating = self.integer + carries, self.floating + (not carries)
+
+
+def _is_float_gemm(node: onnx.NodeProto) -> bool:
+    """Whether ``node`` is a QGemm without a grid for its output."""
+    return node.op_type == "QGemm" and (len(node.input) < 8 or not node.input[7])
 
 
 def _macs_of(model: Model) -> list[tuple[oir.Node, int]]:
@@ -187,10 +218,11 @@ def _macs(node: oir.Node, shapes: dict[str, list[int]]) -> int:
         return math.prod(result) * math.prod(second[1:])
     if node.op_type == "ConvTranspose":
         return math.prod(first) * math.prod(second[1:])
-    inner = first[-1] if first else 1
-    if node.op_type == "Gemm" and node.attributes.get_int("transA", False) and first:
-        inner = first[0]
-    return math.prod(result) * inner
+    if node.op_type == "Gemm" and node.attributes.get_int("transA", False):
+        inner = first[:1]
+    else:
+        inner = first[-1:] or second[-2:][:1]
+    return math.prod(result) * math.prod(inner)
 
 
 def _shapes(model: Model) -> dict[str, list[int]]:
@@ -199,10 +231,18 @@ def _shapes(model: Model) -> dict[str, list[int]]:
     with contextlib.suppress(onnx.shape_inference.InferenceError):
         proto = onnx.shape_inference.infer_shapes(proto)
     shapes: dict[str, list[int]] = {}
-    for info in (*proto.graph.input, *proto.graph.output, *proto.graph.value_info):
+    _add_shapes(proto.graph, shapes)
+    return shapes
+
+
+def _add_shapes(graph: onnx.GraphProto, shapes: dict[str, list[int]]) -> None:
+    for info in (*graph.input, *graph.output, *graph.value_info):
         tensor = info.type.tensor_type
         if tensor.HasField("shape"):
-            shapes[info.name] = [dim.dim_value or 1 for dim in tensor.shape.dim]
-    for tensor_proto in proto.graph.initializer:
+            shapes[info.name] = [dim.dim_value if dim.HasField("dim_value") else 1 for dim in tensor.shape.dim]
+    for tensor_proto in graph.initializer:
         shapes[tensor_proto.name] = list(tensor_proto.dims)
-    return shapes
+    for node in graph.node:
+        for attribute in node.attribute:
+            for body in (*attribute.graphs, *([attribute.g] if attribute.HasField("g") else [])):
+                _add_shapes(body, shapes)

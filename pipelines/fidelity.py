@@ -23,8 +23,12 @@ class OutputFidelity:
     """One graph output, compared over all samples.
 
     ``sqnr_db`` is ``10 log10(|reference|^2 / |difference|^2)``, infinite when equal; ``max_error`` is the
-    largest absolute difference, ``value_range`` what the reference spans. ``same_argmax_percent`` is the share
-    of positions of all but the last axis whose largest entry is the same one; None for outputs without classes.
+    largest absolute difference, ``value_range`` what the finite values of the reference span.
+    ``same_argmax_percent`` is the share of positions of all but the last axis whose largest entry is the same
+    one; None for outputs without classes.
+
+    NaN and infinity equal themselves; where only one of the models has them the error is infinite, the
+    SQNR minus infinity.
     """
 
     name: str
@@ -36,7 +40,9 @@ class OutputFidelity:
 
 @dataclass(frozen=True)
 class Fidelity:
-    """All graph outputs over ``samples`` inputs, which are ``data`` ("synthetic" or what the caller names)."""
+    """The tensors among the graph outputs, over ``samples`` inputs, which are ``data`` ("synthetic" or what the
+    caller names). Outputs that hold no numbers (strings, sequences) are not compared and not listed.
+    """
 
     outputs: tuple[OutputFidelity, ...]
     samples: int
@@ -73,12 +79,15 @@ def compare(
 
     Raises:
         UnsupportedModel: onnxruntime refuses one of the models.
-        DataError: an input does not fit, or there is none.
+        DataError: an input does not fit, there is none, or the models differ in the outputs they have.
     """
     started = time.perf_counter()
     expected_session, actual_session = reference_session(reference), session(converted)
     names = [output.name for output in expected_session.get_outputs()]
-    sums = [_Sums() for _ in names]
+    others = [output.name for output in actual_session.get_outputs()]
+    if names != others:
+        raise DataError(f"the models have different outputs: {', '.join(names)} and {', '.join(others)}")
+    sums = [_Sums(name) for name in names]
     samples = 0
     for feeds in batches:
         expected = run_session(expected_session, feeds)
@@ -90,50 +99,72 @@ def compare(
             break
     if not samples:
         raise DataError("no samples to compare the models on")
-    return Fidelity(tuple(total.result(name) for name, total in zip(names, sums, strict=True)), samples, data)
+    return Fidelity(tuple(total.result() for total in sums if total.compared), samples, data)
 
 
 class _Sums:
     """Running sums over the batches of one output."""
 
-    def __init__(self) -> None:
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.compared = False
         self.signal = self.noise = self.max_error = 0.0
         self.lo, self.hi = math.inf, -math.inf
         self.same = self.positions = 0
 
     def add(self, expected: npt.NDArray[Any], actual: npt.NDArray[Any]) -> None:
-        if not isinstance(expected, np.ndarray) or expected.dtype.kind not in "fiub" or not expected.size:
+        if not isinstance(expected, np.ndarray) or expected.dtype.kind not in "fiub":
+            return
+        if expected.shape != actual.shape:
+            raise DataError(f"output '{self.name}' has shape {actual.shape}, the reference has {expected.shape}")
+        self.compared = True
+        if not expected.size:
             return
         left, right = expected.astype(np.float64), actual.astype(np.float64)
-        difference = left - right
-        self.signal += float(np.square(left).sum())
-        self.noise += float(np.square(difference).sum())
-        self.max_error = max(self.max_error, float(np.abs(difference).max()))
-        self.lo, self.hi = min(self.lo, float(left.min())), max(self.hi, float(left.max()))
+        equal = (left == right) | (np.isnan(left) & np.isnan(right))
+        with np.errstate(invalid="ignore"):
+            error = np.where(equal, 0.0, np.abs(left - right))
+        error[np.isnan(error)] = math.inf
+        finite = left[np.isfinite(left)]
+        self.signal += float(np.square(finite).sum())
+        self.noise += float(np.square(error).sum())
+        self.max_error = max(self.max_error, float(error.max()))
+        if finite.size:
+            self.lo, self.hi = min(self.lo, float(finite.min())), max(self.hi, float(finite.max()))
         if expected.ndim >= 2 and expected.shape[-1] > 1 and expected.dtype.kind == "f":
             same = left.argmax(-1) == right.argmax(-1)
             self.same += int(same.sum())
             self.positions += same.size
 
-    def result(self, name: str) -> OutputFidelity:
-        sqnr = math.inf if self.noise == 0.0 else 10.0 * math.log10(max(self.signal, 1e-300) / self.noise)
+    def result(self) -> OutputFidelity:
+        if self.noise == 0.0:
+            sqnr = math.inf
+        elif self.signal == 0.0 or math.isinf(self.noise):
+            sqnr = -math.inf
+        else:
+            sqnr = 10.0 * math.log10(self.signal / self.noise)
         share = 100.0 * self.same / self.positions if self.positions else None
-        return OutputFidelity(name, sqnr, self.max_error, max(self.hi - self.lo, 0.0), share)
+        return OutputFidelity(self.name, sqnr, self.max_error, max(self.hi - self.lo, 0.0), share)
 
 
 def synthetic_inputs(model: Model, count: int, *, seed: int = 0) -> Iterator[Feeds]:
     """Inputs of one sample each, for models that come without data.
 
     A float input is smooth noise over the range of its grid (``model.scales``), the kind of signal a network
-    of images was trained on; integers are small. Dimensions that are not fixed are 1.
+    of images was trained on; integers are small. Dimensions that are not fixed are 1, but for the height
+    and width of images, where a network needs something to stride over.
     """
     rng = np.random.default_rng(seed)
     for _ in range(count):
         yield {value.name or "": _sample(rng, value, model) for value in model.graph.inputs}
 
 
+_IMAGE_SIZE = 64
+"""Of an image whose size is not fixed: two, after the five halvings of most networks."""
+
+
 def _sample(rng: np.random.Generator, value: oir.Value, model: Model) -> npt.NDArray[Any]:
-    shape = [dim if isinstance(dim, int) else 1 for dim in value.shape] if value.shape is not None else [1]
+    shape = _shape(value)
     dtype = value.dtype.numpy() if value.dtype is not None else np.dtype(np.float32)
     if dtype.kind == "b":
         return rng.integers(0, 2, shape).astype(dtype)
@@ -143,7 +174,16 @@ def _sample(rng: np.random.Generator, value: oir.Value, model: Model) -> npt.NDA
     span = params.span if params is not None else Interval(-1.0, 1.0)
     noise = _smooth_noise(rng, shape)
     middle, half = (span.lo + span.hi) / 2.0, (span.hi - span.lo) / 2.0
-    return np.clip(middle + half * noise / 3.5, span.lo, span.hi).astype(dtype)
+    # Rounded after clipping, a bound could land one float outside of the range.
+    return np.clip((middle + half * noise / 3.5).astype(dtype), dtype.type(span.lo), dtype.type(span.hi))
+
+
+def _shape(value: oir.Value) -> list[int]:
+    dims = list(value.shape) if value.shape is not None else [1]
+    return [
+        dim if isinstance(dim, int) else _IMAGE_SIZE if len(dims) >= 4 and axis >= 1 else 1
+        for axis, dim in enumerate(dims)
+    ]
 
 
 def _smooth_noise(rng: np.random.Generator, shape: list[int]) -> npt.NDArray[np.float64]:

@@ -73,4 +73,4 @@ def _open(model: ModelFile, options: ort.SessionOptions) -> ort.InferenceSession
 
 
 def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0][:300]
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:300]
