@@ -12,6 +12,7 @@ from qat2int8.passes.base import Context, Numerics, Pass, PassResult
 from qat2int8.passes.demand import Demand
 from qat2int8.passes.kernels import Kernel, kernel_of
 from qat2int8.passes.registry import register
+from qat2int8.passes.scale_groups import layer_inputs, moved
 
 
 @register
@@ -43,11 +44,12 @@ class CompleteScales(Pass):
 
     def run(self, model: Model, ctx: Context) -> PassResult:
         completion = _Completion(self, model, ctx)
-        for node in model.nodes():
-            kernel = kernel_of(model, node, ctx.target)
-            if kernel is not None:
-                completion.visit(kernel)
-        return PassResult({"derived": completion.derived}, tuple(completion.diagnostics))
+        before = -1
+        # A grid derived behind a tensor can bound it: sweep until nothing moves, rarely more than twice.
+        while completion.derived > before:
+            before = completion.derived
+            completion.sweep()
+        return PassResult({"derived": completion.derived}, tuple(completion.missing.values()))
 
 
 class _Completion:
@@ -58,9 +60,18 @@ class _Completion:
         self.ranges = Ranges(model, owner.sigmas)
         self.demand = Demand(model, self.ranges)
         self.derived = 0
-        self.diagnostics: list[Diagnostic] = []
+        self.missing: dict[oir.Value, Diagnostic] = {}
         self.integer: set[oir.Value] = set()
         """Tensors that an integer kernel computes."""
+        self.layers = layer_inputs(model, ctx.target)
+
+    def sweep(self) -> None:
+        self.missing.clear()
+        for node in self.model.nodes():
+            self.ranges.refresh(node)
+            kernel = kernel_of(self.model, node, self.target)
+            if kernel is not None:
+                self.visit(kernel)
 
     def visit(self, kernel: Kernel) -> None:
         scales = self.model.scales
@@ -76,10 +87,23 @@ class _Completion:
                 return
             if not all(self.derive(value, kernel.node) for value in kernel.inputs):
                 return
-        elif not any(value in self.integer for value in kernel.inputs):
+        else:
+            self.move(kernel)
             return
         if self.derive(kernel.output, kernel.node):
             self.integer.add(kernel.output)
+
+    def move(self, kernel: Kernel) -> None:
+        """The outputs of data movement lie on the grid of its input."""
+        if not all(value in self.integer for value in kernel.inputs):
+            return
+        for value in moved(kernel.node) if kernel.inputs else ():
+            if value not in self.model.scales:
+                if value.is_graph_output() or value in self.layers:
+                    continue
+                self.model.scales.set(value, self.model.scales[kernel.inputs[0]])
+                self.derived += 1
+            self.integer.add(value)
 
     def derive(self, value: oir.Value, node: oir.Node) -> bool:
         """Make sure that ``value``, which ``node`` reads or computes, has a grid; False when nothing bounds it."""
@@ -87,11 +111,15 @@ class _Completion:
             return True
         if value.is_graph_output():
             return False
+        reader = self.layers.get(value)
+        if reader is not None:
+            self.missing[value] = self._left_in_float(value, node, reader)
+            return False
         demanded = self.demand.of(value)
         forward = self.ranges.raw(value)
         span = forward & demanded
         if not span.bounded:
-            self.diagnostics.append(self._missing(value, node))
+            self.missing[value] = self._missing(value, node)
             return False
         params = self.target.grid_for(span, source=Provenance.DERIVED, origin=self._origin(value, span, demanded))
         self.model.scales.set(value, params)
@@ -109,6 +137,16 @@ class _Completion:
     def _forward_origin(self, value: oir.Value) -> str:
         moments = self.model.moments.get(value)
         return f"from {moments.origin}" if moments is not None else "from its producer's range"
+
+    def _left_in_float(self, value: oir.Value, node: oir.Node, reader: oir.Node) -> Diagnostic:
+        return self.owner.note(
+            Code.SCALE_MISSING,
+            f"{reader.op_type} '{reader.name}' reads this tensor and was trained without a fake quant on it",
+            severity=Severity.WARNING,
+            node=node.name or "",
+            value=value.name or "",
+            remedy="train with a fake quant on it",
+        )
 
     def _missing(self, value: oir.Value, node: oir.Node) -> Diagnostic:
         return self.owner.note(
