@@ -96,6 +96,9 @@ class Target:
             shifted = params.zero_point
         else:
             shift = 1 << (params.dtype.bits - 1)
+            if params.dtype.narrow_range and np.all(params.zero_point == params.dtype.qmin):
+                # Nothing is below zero, and the level that is missing there must not come back: zero stays lowest.
+                shift -= 1
             shifted = params.zero_point + (shift if params.dtype.signed else -shift)
         lowered = QuantDType(params.dtype.bits, dtype.signed, params.dtype.narrow_range and dtype.signed)
         if np.any(shifted < lowered.qmin) or np.any(shifted > lowered.qmax):

@@ -13,6 +13,7 @@ import numpy.typing as npt
 import onnx_ir as oir
 
 from qat2int8.ir import (
+    INT8,
     INT32,
     Code,
     Contract,
@@ -229,12 +230,12 @@ class _Placement:
         params = self.model.scales.get(weight)
         if params is None:
             return self._missing(kernel, weight)
-        lowered = symmetric_int8(params)
+        if params.dtype.bits > INT8.bits:
+            return self._kept(kernel, f"its weight grid {params} does not fit int8", value=weight)
         axis = self._weight_axis(kernel)
-        if lowered is None:
-            return self._kept(
-                kernel, f"its weight grid {params} does not fit int8 with zero point 0", value=weight
-            )
+        array = self.model.constant(weight)
+        assert array is not None
+        lowered = symmetric_int8(params, array, axis if self.target.per_channel_weights else None)
         if lowered.per_channel and (lowered.axis != axis or not self.target.per_channel_weights):
             return self._kept(
                 kernel,
@@ -282,6 +283,7 @@ class _Placement:
     def _write_weight_and_bias(self, writer: QdqWriter, kernel: Kernel) -> None:
         node, params = kernel.node, self.weights[kernel.node]
         assert kernel.weight is not None
+        self._report_requantized(kernel, params)
         bias = self._bias_array(kernel)
         if bias is not None:
             input_step = self._grid(kernel.inputs[0]).scale
@@ -299,6 +301,23 @@ class _Placement:
                 kernel.weight, _requantized(array, self.model.scales[kernel.weight], params), params, node
             ),
         )
+
+    def _report_requantized(self, kernel: Kernel, params: QuantParams) -> None:
+        assert kernel.weight is not None
+        trained = self.model.scales[kernel.weight]
+        steps = np.broadcast_to(trained.scale, params.scale.shape)
+        widened = int(np.count_nonzero(params.scale != steps))
+        if widened:
+            self.diagnostics.append(
+                self.owner.note(
+                    Code.WEIGHT_REQUANTIZED,
+                    f"the weight lies off centre: {widened} of {params.scale.size} steps were widened to fit int8 "
+                    "with zero point 0",
+                    node=kernel.node.name or "",
+                    value=kernel.weight.name or "",
+                    remedy="train with a symmetric weight grid",
+                )
+            )
 
     def _bias_array(self, kernel: Kernel) -> FloatArray | None:
         """The constant bias as shape (C,), or None when there is none or it is not one number a channel."""

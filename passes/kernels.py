@@ -74,14 +74,14 @@ def kernel_of(model: Model, node: oir.Node, target: Target) -> Kernel | None:
         return None
     constants = tuple(value for value in present if model.constant(value) is not None)
     inputs = tuple(value for value in present if model.constant(value) is None)
-    activation = _absorbed_activation(model, node, rule)
+    activation = _absorbed_activation(model, node, target)
     outputs = node.outputs[:1] if activation is None else activation.outputs
     if node.op_type == "Split":
         outputs = node.outputs
     return Kernel(node, rule, inputs, constants, weight, bias, tuple(outputs), activation)
 
 
-def _absorbed_activation(model: Model, node: oir.Node, rule: OpRule) -> oir.Node | None:
+def _absorbed_activation(model: Model, node: oir.Node, target: Target) -> oir.Node | None:
     """The Relu or Clip behind ``node`` that its output's grid computes by saturating, if there is one.
 
     A tensor that has no grid yet counts as absorbing: the grid it will get starts where the activation clamps.
@@ -91,13 +91,18 @@ def _absorbed_activation(model: Model, node: oir.Node, rule: OpRule) -> oir.Node
     if len(uses) != 1 or uses[0].idx != 0 or result.is_graph_output():
         return None
     activation = uses[0].node
-    if activation.op_type not in rule.absorbs or activation.domain != "" or activation.graph is not model.graph:
+    if (
+        activation.op_type not in target.ops[node.op_type].absorbs
+        or activation.domain != ""
+        or activation.graph is not model.graph
+    ):
         return None
     params = model.scales.get(activation.outputs[0])
     if params is None:
         return activation
     if params.per_channel:
         return None
+    params = target.lower(params) or params
     levels = params.dtype.qmin, params.dtype.qmax
     return activation if absorbs(model, activation, params.scale, int(params.zero_point), levels) else None
 

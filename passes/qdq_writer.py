@@ -137,13 +137,27 @@ def _key(array: npt.NDArray[Any]) -> tuple[object, ...]:
     return array.dtype.str, array.shape, array.tobytes()
 
 
-def symmetric_int8(params: QuantParams) -> QuantParams | None:
-    """The same steps on int8 with zero point 0, or None where a level falls outside.
+def symmetric_int8(params: QuantParams, array: npt.NDArray[Any], axis: int | None) -> QuantParams:
+    """A grid on int8 with zero point 0 that holds the levels of a weight.
 
-    A signed grid narrower than 8 bits, and uint8 around 128, keep all their levels.
+    The steps stay what they are wherever the levels that occur fit, as they do in all but a few channels of
+    weights trained on uint8; elsewhere they are widened by as little as it takes, at most by two.
+
+    Args:
+        params: the grid the weight was trained on, of up to 8 bits.
+        array: the weight.
+        axis: the axis that may have a step per channel; None when there must be one step.
     """
-    lo = int(np.min(params.dtype.qmin - params.zero_point))
-    hi = int(np.max(params.dtype.qmax - params.zero_point))
-    if lo < INT8.qmin or hi > INT8.qmax:
-        return None
-    return params.with_(dtype=INT8, zero_point=np.zeros_like(params.zero_point))
+    # A step of one turns the grid into its levels, counted from the zero point.
+    counted = params.with_(scale=np.ones_like(params.scale))
+    levels = counted.dequantize(params.quantize(array))
+    channels = params.axis if params.per_channel else axis
+    others = tuple(index for index in range(levels.ndim) if index != channels)
+    if not levels.size or (levels.min() >= INT8.qmin and levels.max() <= INT8.qmax):
+        return params.with_(dtype=INT8, zero_point=np.zeros_like(params.zero_point))
+    fits = (levels.min(axis=others) >= INT8.qmin) & (levels.max(axis=others) <= INT8.qmax)
+    factors = np.where(fits, 1.0, np.abs(levels).max(axis=others) / INT8.qmax)
+    steps = (params.scale * factors).astype(np.float32)
+    return params.with_(
+        scale=steps, dtype=INT8, zero_point=np.zeros(steps.shape, np.int32), axis=channels if steps.ndim else None
+    )

@@ -162,6 +162,45 @@ def test_uint8_weights_around_128_become_int8_around_zero() -> None:
     )
 
 
+def test_a_weight_off_centre_keeps_its_integers_in_the_channels_that_fit() -> None:
+    weight = (np.arange(256, dtype=np.float32).reshape(4, -1, 1, 1) - 100) * np.float32(0.01)
+    model = model_of(
+        "g (float[1,64,8,8] x, float[4,64,1,1] w) => (float[1,4,8,8] y) { [conv] y = Conv (x, w) }",
+        {"w": weight},
+        {"x": S8, "w": QuantParams.make(0.01, 100, UINT8), "y": S8},
+    )
+    result = place(model)
+    finding = only(result, Code.WEIGHT_REQUANTIZED)
+    assert (finding.node, finding.value) == ("conv", "w")
+    assert "1 of 4 steps" in finding.reason
+    steps = integers(model, "w_scale")
+    np.testing.assert_array_equal(steps[:3], np.float32([0.01] * 3))
+    assert steps[3] == pytest.approx(0.01 * 155 / 127)
+    written = integers(model, "w_quantized").astype(int).reshape(4, -1)
+    np.testing.assert_array_equal(written[:3].reshape(-1), np.arange(192) - 100)
+    np.testing.assert_array_equal(written[3], np.rint((np.arange(192, 256) - 100) * 127 / 155))
+    assert "QLinearConv" in executed(model)
+
+
+def test_a_zero_point_off_centre_is_no_matter_where_the_levels_that_occur_fit() -> None:
+    model = conv(w=QuantParams.make(0.05, 100, UINT8))
+    weight = integers(model, "w")
+    assert not place(model).diagnostics
+    np.testing.assert_array_equal(integers(model, "w_quantized"), np.rint(weight / np.float32(0.05)))  # type: ignore[operator]
+    assert integers(model, "w_scale") == np.float32(0.05)
+
+
+def test_a_matrix_per_tensor_only_gets_one_wider_step() -> None:
+    model = model_of(
+        "g (float[2,5,6] x, float[2,6,4] w) => (float[2,5,4] y) { [mm] y = MatMul (x, w) }",
+        {"w": np.linspace(-0.5, 2.05, 48).reshape(2, 6, 4)},
+        {"x": S8, "w": QuantParams.make(0.01, 50, UINT8), "y": S8},
+    )
+    only(place(model), Code.WEIGHT_REQUANTIZED)
+    assert integers(model, "w_scale") == pytest.approx(0.01 * 205 / 127)
+    assert integers(model, "w_quantized").max() == 127
+
+
 def test_the_bias_is_int32_on_the_product_of_the_steps() -> None:
     model = conv()
     bias = integers(model, "b")
@@ -597,7 +636,7 @@ KEPT = {
     "missing weight grid": ("Gemm (x, u, b)", {}, "u"),
     "activation per channel": ("Gemm (x, w, b)", {"x": columns(6, 1)}, "x"),
     "16 bits": ("Gemm (x, w, b)", {"x": QuantParams.make(0.01, 0, QuantDType(16, signed=True))}, "x"),
-    "weight zero point": ("Gemm (x, w, b)", {"w": QuantParams.make(0.01, 3, INT8)}, "w"),
+    "weight of 16 bits": ("Gemm (x, w, b)", {"w": QuantParams.make(0.01, 0, QuantDType(16, signed=True))}, "w"),
     "infinite bias": ("Gemm (x, w, i)", {}, "i"),
     "bias of the other axis": ("Gemm (x, w, t)", {}, "t"),
 }
@@ -677,6 +716,24 @@ def test_moving_from_signed_to_unsigned_is_bit_exact() -> None:
     for optimize in (False, True):
         np.testing.assert_array_equal(run(model, {"x": x}, optimize=optimize)[0].reshape(-1), quantized(S8))
     assert integers(model, "zero_point_1").dtype == np.uint8
+    assert "QLinearConv" in executed(model)
+
+
+def test_a_narrow_signed_grid_from_zero_keeps_zero_lowest_and_absorbs_its_relu() -> None:
+    model = conv(y=QuantParams.make(0.02, -127, QuantDType(8, signed=True, narrow_range=True)))
+    before = model.clone()
+    place(model)
+    assert integers(model, str(model.graph[-1].inputs[2].name)) == 0  # type: ignore[union-attr]
+    assert executed(model).keys() >= {"QLinearConv"}
+    assert_follows(model, before)
+
+
+def test_a_relu_is_absorbed_by_the_grid_that_is_written_not_by_the_trained_one() -> None:
+    """Lowered, a narrow grid has a level below its zero, and the runtime keeps the Relu."""
+    narrow = QuantParams.make(0.02, -126, QuantDType(8, signed=True, narrow_range=True))
+    model = conv(y=narrow.with_(zero_point=np.int32(-127) + 1), c=S8)
+    place(model)
+    assert "c_quantized" in model.values()
     assert "QLinearConv" in executed(model)
 
 
