@@ -71,7 +71,8 @@ def main() -> None:
     )
     print(text)
     if options.write:
-        report.write(report.DOCS / "benchmarks.md", "speed", text)
+        for document in (report.DOCS / "benchmarks.md", report.README):
+            report.write(document, "speed", text)
 
 
 if __name__ == "__main__":
