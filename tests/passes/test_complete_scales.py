@@ -212,6 +212,11 @@ def test_movement_lies_on_the_grid_of_its_input() -> None:
     assert all(params.same_grid(added["c"]) for params in added.values())
 
 
+def test_movement_into_a_graph_output_is_left_alone() -> None:
+    added, _ = completed("p = Flatten(c)\nout = Exp(p)", outputs="float out, float p", moments={"c": ([0], [0.5])})
+    assert set(added) == {"c"}
+
+
 def test_movement_of_what_no_integer_kernel_computes_is_left_alone() -> None:
     assert not completed("f = Flatten(r)\nout = Exp(f)\nend = Exp(c)", r=R)[0]
 

@@ -61,6 +61,7 @@ EXACT = {
     "Mul": "y = Mul(x, r)",
     "Mul right": "y = Mul(r, x)",
     "Mul by a negative": "y = Mul(x, n)",
+    "Mul and a Clip above zero": "s = Mul(x, r)\ny = Clip(s, rl, ch)",
     "Div": "y = Div(x, r)",
     "Neg": "y = Neg(x)",
     "Neg of Relu": "p = Relu(x)\ny = Neg(p)",
@@ -133,6 +134,7 @@ def levels(body: str, grid: QuantParams, feeds: Feeds) -> np.ndarray[tuple[int, 
         ("Sub right", -15, 12),
         ("Mul", -20, 31),
         ("Mul by a negative", -31, 20),
+        ("Mul and a Clip above zero", 0.25, 8),
         ("Div", -20, 31),
         ("Neg", -15.5, 10),
         ("HardSwish", -3, 15.5),
@@ -153,6 +155,11 @@ def test_demands_are_tight(name: str, lo: float, hi: float) -> None:
     tolerance = 0.02 if name == "SiLU" else 1e-4
     assert abs(span.lo - lo) < tolerance, span
     assert abs(span.hi - hi) < tolerance, span
+
+
+def test_an_extremum_demands_no_more_than_the_grid() -> None:
+    assert close(demand_of("y = Max(x, n)", y=QuantParams.make(0.1, 10, UINT8)), -1, 24.5)
+    assert close(demand_of("y = Min(x, r)", y=QuantParams.make(0.1, 245, UINT8)), -24.5, 1)
 
 
 def test_hard_swish_below_three_is_inverted() -> None:

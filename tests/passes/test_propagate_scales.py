@@ -190,6 +190,11 @@ def test_other_readers_are_judged_by_what_they_do_not_by_their_op_type(other: st
     assert set(propagated(body, y=G)[0]) == {"y"}
 
 
+def test_a_reader_of_shapes_is_no_movement_of_the_tensor_even_if_it_ends_on_a_grid() -> None:
+    body = "y = MaxPool<kernel_shape=[2, 2]>(x)\no = Expand(u, x)\nout = Exp(y)\np = Exp(o)"
+    assert "x" not in propagated(body, y=G, o=H)[0]
+
+
 def test_a_graph_output_is_a_reader() -> None:
     body = "y = MaxPool<kernel_shape=[2, 2]>(x)\nout = Exp(y)"
     assert set(propagated(body, "float out, float x", y=G)[0]) == {"y"}
@@ -256,6 +261,7 @@ def test_a_derived_grid_gives_way_in_silence() -> None:
         (G, H),
         # The same largest magnitude: the one that also holds negative numbers is wider.
         (QuantParams.make(12.7 / 255, 0, UINT8), QuantParams.make(0.1)),
+        (QuantParams.make(13 / 255, 0, UINT8), QuantParams.make(0.1)),
         (QuantParams.make(0.1, 0, UINT8).with_(trained=Interval(0, 12.7)), QuantParams.make(0.2, -100)),
     ],
 )
