@@ -11,6 +11,7 @@ import onnx_ir as oir
 
 from qat2int8.ir import Contract, Model, Target
 from qat2int8.passes.base import Context, Numerics, Pass, PassResult
+from qat2int8.passes.clamp import read_clamp
 from qat2int8.passes.kernels import absorbs
 from qat2int8.passes.qdq_step import Step, levels_of, read_step, reader_of
 from qat2int8.passes.registry import register
@@ -29,7 +30,7 @@ class OptimizeInt8(Pass):
     * Q moves up and DQ down through data movement, so that pools, reshapes and concats work on integers. A
       selection is only moved onto integers that are there already, or quantizing what it drops would cost more
       than it saves.
-    * A Relu or Clip that the quantizer behind it computes by saturating vanishes.
+    * A Relu, Clip, Max or Min that the quantizer behind it computes by saturating vanishes.
 
     By float rounding:
 
@@ -64,7 +65,6 @@ class _Squasher:
         self.model = model
         self.target = target
         self.counts: Counter[str] = Counter()
-        self.absorbed = {name for rule in target.ops.values() for name in rule.absorbs}
 
     def sweep(self) -> bool:
         """One round over all rules; whether anything changed.
@@ -270,14 +270,12 @@ class _Squasher:
         activation = output.producer() if output is not None else None
         if step is None or not step.movable or output is None or activation is None:
             return False
-        if activation.domain != "" or activation.op_type not in self.absorbed:
-            return False
-        if reader_of(self.model, output) is None:
+        clamp = read_clamp(self.model, activation)
+        if clamp is None or reader_of(self.model, output) is None:
             return False
         if not absorbs(self.model, activation, step.scale, step.zero, levels_of(self.model, step)):
             return False
-        source = activation.inputs[0]
-        assert source is not None
+        source = clamp.source
         quantize.replace_input_with(0, source)
         if len(source.uses()) == 2 and not source.is_graph_output():
             # Only the activation and the quantizer are left: what was known of the clamped tensor is now

@@ -231,6 +231,16 @@ def test_a_factor_between_two_quantizers_survives() -> None:
     assert run(model, {"x": X})[0].max() == pytest.approx(6.0, abs=0.1)
 
 
+@pytest.mark.parametrize("read", ["s, z2", "s2, z2"])
+def test_integers_read_on_another_zero_point_are_another_tensor(read: str) -> None:
+    model, _ = tidy(
+        f"q = QuantizeLinear (x, s, z) d = DequantizeLinear (q, {read}) "
+        "r = QuantizeLinear (d, t, z) y = DequantizeLinear (r, t, z)",
+        more="float t = {0.07}",
+    )
+    assert ops(model).count(Q) == 2
+
+
 def test_integers_that_somebody_else_reads_keep_their_grid() -> None:
     model, _ = tidy(
         f"{UNEQUAL} r = QuantizeLinear (d, s2, z2) e = DequantizeLinear (r, s2, z2) f = DequantizeLinear (q, s, z)"
@@ -513,6 +523,8 @@ def test_concat_with_a_float_branch_stays() -> None:
         ("Clip (c, , six)", "sixth, zero", True),
         ("Clip (c, none, inf)", "s, zero", True),
         ("LeakyRelu (c)", "s, zero", False),
+        ("Max (none, c)", "s, zero", True),
+        ("Max (c, above)", "s, zero", False),
     ],
 )
 def test_an_activation_vanishes_where_its_quantizer_saturates(
@@ -527,11 +539,11 @@ def test_an_activation_vanishes_where_its_quantizer_saturates(
 
 
 def test_an_activation_that_others_read_stays() -> None:
-    model, _ = tidy(
+    _, result = tidy(
         "a = Relu (x) q = QuantizeLinear (a, s, zero) d = DequantizeLinear (q, s, zero) y = Add (a, d)",
         more="uint8 zero = {0}",
     )
-    assert ops(model)[0] == "Relu"
+    assert not result.modified
 
 
 @pytest.mark.parametrize(("high", "absorbed"), [(127, True), (130, False)])
@@ -614,6 +626,39 @@ def test_a_factor_that_others_read_stays() -> None:
 
 
 # What is left alone
+
+
+@pytest.mark.parametrize(
+    ("read", "body"),
+    [
+        ("m", "c = Neg (x) m = Transpose (c) q = QuantizeLinear (m, s, z) y = DequantizeLinear (q, s, z)"),
+        ("m", "m = Relu (x) q = QuantizeLinear (m, s, v) y = DequantizeLinear (q, s, v)"),
+        ("m", "m = Mul (x, k) q = QuantizeLinear (m, s, z) y = DequantizeLinear (q, s, z)"),
+        ("d", f"{ENTER} y = Mul (d, k)"),
+        ("d", f"{ENTER} r = QuantizeLinear (d, s2, z2) y = DequantizeLinear (r, s2, z2)"),
+        ("e", f"{UNEQUAL} r = QuantizeLinear (d, t, z) e = DequantizeLinear (r, t, z) n = Neg (d) y = Add (e, e)"),
+    ],
+)
+def test_what_is_a_graph_output_too_is_not_touched(read: str, body: str) -> None:
+    shape = "float[4,4,2,1]" if "Transpose" in body else "float[1,2,4,4]"
+    _, result = tidy(body, outputs=f"{shape} y, {shape} {read}", more="uint8 v = {0}, float t = {0.051}")
+    assert not result.modified
+
+
+@pytest.mark.parametrize("read", ["q", "d"])
+def test_integers_or_floats_that_are_graph_outputs_too_keep_their_type(read: str) -> None:
+    kind = "uint8" if read == "q" else "float"
+    model, _ = tidy(f"{ENTER} y = Flatten (d)", outputs=f"float[1,32] y, {kind}[1,2,4,4] {read}")
+    assert (ops(model) == [Q, "Flatten", DQ]) == (read == "q")
+
+
+def test_signed_and_unsigned_are_not_mixed_by_skipping_a_requantization() -> None:
+    body = (
+        "c = Neg (x) q = QuantizeLinear (c, s, i) d = DequantizeLinear (q, s, i) n = Sign (d) "
+        "r = QuantizeLinear (d, t, z) e = DequantizeLinear (r, t, z) o = Add (e, e) y = Sub (o, n)"
+    )
+    model = graph(body, more="float t = {0.06}, int8 i = {0}")
+    assert not close(model, 0.0).modified
 
 
 @pytest.mark.parametrize(
