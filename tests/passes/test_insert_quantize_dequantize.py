@@ -241,9 +241,10 @@ def test_a_bias_too_large_widens_the_step_of_its_channel_only() -> None:
 
 
 def test_steps_whose_product_vanishes_are_widened() -> None:
-    model = conv(x=QuantParams.make(1e-20, 0, INT8), w=QuantParams.make(1e-25, 0, INT8))
+    grids = {"x": QuantParams.make(1e-30, 0, INT8), "w": QuantParams.make(1e-30, 0, INT8), "y": U8}
+    model = model_of(CONV, {"w": normal(4, 3, 3, 3), "b": np.zeros(4)}, grids)
     place(model)
-    assert np.all(integers(model, "b_scale") > 0)
+    assert np.all(integers(model, "b_scale") > 0)  # type: ignore[operator]
 
 
 GEMM = """
@@ -728,10 +729,18 @@ def test_a_narrow_signed_grid_from_zero_keeps_zero_lowest_and_absorbs_its_relu()
     assert_follows(model, before)
 
 
-def test_a_relu_is_absorbed_by_the_grid_that_is_written_not_by_the_trained_one() -> None:
-    """Lowered, a narrow grid has a level below its zero, and the runtime keeps the Relu."""
-    narrow = QuantParams.make(0.02, -126, QuantDType(8, signed=True, narrow_range=True))
-    model = conv(y=narrow.with_(zero_point=np.int32(-127) + 1), c=S8)
+def test_a_clip_is_absorbed_by_the_grid_that_is_written_not_by_the_trained_one() -> None:
+    """Lowered, a narrow grid has one level more, and the runtime keeps the Clip."""
+    model = model_of(
+        """
+        g (float[1,3,8,8] x, float[4,3,3,3] w, float lo, float hi) => (float[1,4,6,6] y) {
+          [conv] c = Conv (x, w)
+          [act] y = Clip (c, lo, hi)
+        }
+        """,
+        {"w": normal(4, 3, 3, 3), "lo": 0.0, "hi": 254 * 0.02},
+        {"x": S8, "w": W, "c": S8, "y": QuantParams.make(0.02, -127, QuantDType(8, True, narrow_range=True))},
+    )
     place(model)
     assert "c_quantized" in model.values()
     assert "QLinearConv" in executed(model)

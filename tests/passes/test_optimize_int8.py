@@ -557,6 +557,15 @@ def test_an_integer_clip_narrows_the_levels_a_quantizer_saturates_at(high: int, 
     assert (ops(model) == [Q, "Clip", DQ]) == absorbed
 
 
+def test_an_integer_clip_narrows_from_below_too() -> None:
+    model, _ = tidy(
+        """a = Clip (x, lo) q = QuantizeLinear (a, t, zero) c = Clip (q, bottom)
+        y = DequantizeLinear (c, t, zero)""",
+        more="uint8 zero = {0}, uint8 bottom = {10}, float t = {0.02}, float lo = {0.2}",
+    )
+    assert ops(model) == [Q, "Clip", DQ]
+
+
 def test_an_integer_clip_that_starts_above_the_lowest_level_is_read_as_it_is() -> None:
     model, _ = tidy(
         """a = Clip (x, lo, hi) q = QuantizeLinear (a, t, i) c = Clip (q, bottom, top)
