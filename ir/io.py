@@ -135,7 +135,7 @@ def check_output_path(path: str | os.PathLike[str], *, source: str | os.PathLike
 
 
 _EXPORT = "export the model again"
-_OTHER_EXPORT = "export it again with opset 13 or later, or convert it with onnx.version_converter"
+_OTHER_EXPORT = "export it again with opset 13 to 26, or convert it with onnx.version_converter"
 
 
 def _load(path: Path) -> Model:

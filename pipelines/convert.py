@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
+import tempfile
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -14,9 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import onnx
+import onnx_ir as oir
 
-from qat2int8.ir import Code, Diagnostic, Model, PipelineError, Target, UnsupportedModel
-from qat2int8.ir.io import load_model, read_proto, save_model
+from qat2int8.ir import Code, DataError, Diagnostic, InvalidModel, Model, PipelineError, Target, UnsupportedModel
+from qat2int8.ir.io import check_output_path, load_model, read_proto, save_model
 from qat2int8.ir.verify import VerifyLevel
 from qat2int8.passes import Context
 from qat2int8.pipelines.certificate import Certificate, certify
@@ -26,14 +29,54 @@ from qat2int8.pipelines.observers import Observer
 from qat2int8.pipelines.sessions import Feeds, ModelFile
 from qat2int8.pipelines.shipped import load_pipeline
 from qat2int8.pipelines.spec import PipelineSpec
-from qat2int8.pipelines.target_files import load_target
+from qat2int8.pipelines.target_files import DEFAULT_TARGET, load_target
 from qat2int8.pipelines.version import VERSION
 
 __all__ = ["Conversion", "convert"]
 
 _PLACEMENT = "insert-quantize-dequantize"
+_PIPELINE_KEY = "qat2int8.pipeline"
+_MISSING_SCALE = "error"
 _FIDELITY_SAMPLES = 16
 _FIDELITY_SECONDS = 0.4
+
+_RUNTIME_DOMAINS = frozenset({"", "ai.onnx.ml", "com.microsoft"})
+_UNREAD_FAKE_QUANT = frozenset(
+    {
+        ("qonnx.custom_op.general", "Quant"),
+        ("qonnx.custom_op.general", "BipolarQuant"),
+        ("qonnx.custom_op.general", "Trunc"),
+        ("onnx.brevitas", "Quant"),
+        ("onnx.brevitas", "BipolarQuant"),
+        ("onnx.brevitas", "Trunc"),
+        ("org.openvinotoolkit", "FakeQuantize"),
+    }
+)
+"""Fake quant of other exporters, by domain and op type: QONNX, Brevitas before it, NNCF."""
+
+
+@dataclass(frozen=True)
+class _Stored:
+    """A model file, and what tells whether it is still the same one."""
+
+    path: Path
+    identity: tuple[int, ...]
+
+    @classmethod
+    def at(cls, path: Path) -> _Stored:
+        return cls(path, _identity(path))
+
+    @property
+    def unchanged(self) -> bool:
+        try:
+            return _identity(self.path) == self.identity
+        except OSError:
+            return False
+
+
+def _identity(path: Path) -> tuple[int, ...]:
+    status = path.stat()
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
 @dataclass(eq=False)
@@ -46,6 +89,7 @@ class Conversion:
         pipeline: what was run.
         run: what each pass did.
         before: op types of the source with counts.
+        source_bytes: size of the source, data files included.
     """
 
     model: Model
@@ -53,8 +97,10 @@ class Conversion:
     pipeline: PipelineSpec
     run: PipelineRun
     before: dict[str, int]
-    _source: ModelFile = field(repr=False)
-    _saved: Path | None = field(default=None, repr=False)
+    source_bytes: int
+    _source: _Stored | bytes = field(repr=False)
+    _saved: _Stored | None = field(default=None, repr=False)
+    _scratch: tempfile.TemporaryDirectory[str] | None = field(default=None, repr=False)
 
     @property
     def diagnostics(self) -> tuple[Diagnostic, ...]:
@@ -70,10 +116,12 @@ class Conversion:
         """Write the result, atomically.
 
         Raises:
-            OutputError: the path cannot be written.
+            OutputError: the path cannot be written, or is the source, which fidelity is measured against.
         """
+        if isinstance(self._source, _Stored):
+            check_output_path(path, source=self._source.path)
         save_model(self.model, path)
-        self._saved = Path(path)
+        self._saved = _Stored.at(Path(path))
 
     @cached_property
     def certificate(self) -> Certificate:
@@ -82,7 +130,10 @@ class Conversion:
         Raises:
             UnsupportedModel: onnxruntime refuses the model.
         """
-        return certify(self.model, self._file())
+        try:
+            return certify(self.model, self._file())
+        except UnsupportedModel as error:
+            raise _refused(self.model, error) from error
 
     @cached_property
     def fidelity(self) -> Fidelity:
@@ -90,31 +141,52 @@ class Conversion:
 
         Raises:
             UnsupportedModel: onnxruntime refuses one of the models.
+            DataError: no input could be made up that the models accept, or the source has been changed or deleted.
         """
         inputs = synthetic_inputs(self.model, _FIDELITY_SAMPLES)
-        return compare(self._source, self._file(), inputs, seconds=_FIDELITY_SECONDS)
+        return compare(self._original(), self._file(), inputs, seconds=_FIDELITY_SECONDS)
 
-    def fidelity_on(self, batches: Sequence[Feeds], name: str = "data") -> Fidelity:
+    def fidelity_on(self, batches: Iterable[Feeds], name: str = "data") -> Fidelity:
         """The same on inputs of the caller: dicts of arrays by input name.
 
         Raises:
             UnsupportedModel: onnxruntime refuses one of the models.
-            DataError: an input does not fit, or there is none.
+            DataError: an input does not fit, there is none, or the source has been changed or deleted.
         """
-        return compare(self._source, self._file(), batches, data=name)
+        return compare(self._original(), self._file(), batches, data=name)
 
-    def _file(self) -> ModelFile:
-        return self._saved if self._saved is not None else self.model.to_proto().SerializeToString()
+    def _original(self) -> ModelFile:
+        if isinstance(self._source, bytes):
+            return self._source
+        if not self._source.unchanged:
+            raise DataError(
+                "the source has been changed or deleted since it was converted",
+                where=str(self._source.path),
+                remedy="convert it again, or measure fidelity earlier",
+            )
+        return self._source.path
+
+    def _file(self) -> Path:
+        """The result on disk: where it was saved if it is still there, else a file of its own.
+
+        A file even when it was never saved: in memory a model cannot have external data or exceed 2 GiB.
+        """
+        if self._saved is None or not self._saved.unchanged:
+            self._scratch = tempfile.TemporaryDirectory(prefix="qat2int8-")
+            path = Path(self._scratch.name) / "model.onnx"
+            save_model(self.model, path)
+            self._saved = _Stored.at(path)
+        return self._saved.path
 
 
 def convert(
     model: str | os.PathLike[str] | onnx.ModelProto,
     *,
-    target: str | Target = "ort-x86",
-    pipeline: str | PipelineSpec = "qat-to-int8",
+    target: str | os.PathLike[str] | Target = DEFAULT_TARGET,
+    pipeline: str | os.PathLike[str] | PipelineSpec = "qat-to-int8",
     quantize_ops: Sequence[str] = (),
     skip_nodes: Sequence[str] = (),
-    on_missing_scale: str = "error",
+    on_missing_scale: str = _MISSING_SCALE,
     options: Mapping[str, Mapping[str, Any]] | None = None,
     verify: VerifyLevel | str = VerifyLevel.CHECKER,
     observers: Sequence[Observer] = (),
@@ -141,11 +213,13 @@ def convert(
         PipelineError: an unknown pipeline, target, pass or option.
         PassFailed: an unknown op or node, or a missing scale of an op asked for by name.
     """
-    chosen = load_target(target) if isinstance(target, str) else target
-    spec = load_pipeline(pipeline) if isinstance(pipeline, str) else pipeline
+    chosen = target if isinstance(target, Target) else load_target(os.fspath(target))
+    spec = pipeline if isinstance(pipeline, PipelineSpec) else load_pipeline(os.fspath(pipeline))
     placement: dict[str, Any] = {}
     if quantize_ops:
-        placement |= {"quantize_ops": tuple(quantize_ops), "on_missing_scale": on_missing_scale}
+        placement["quantize_ops"] = tuple(quantize_ops)
+    if quantize_ops or on_missing_scale != _MISSING_SCALE:
+        placement["on_missing_scale"] = on_missing_scale
     if skip_nodes:
         placement["skip_nodes"] = tuple(skip_nodes)
     overrides = {name: dict(fields) for name, fields in (options or {}).items()}
@@ -155,22 +229,24 @@ def convert(
         spec = spec.with_options(overrides)
 
     level = _verify_level(verify)
-    source: ModelFile
+    spec.build()  # what is misspelt is found before a model is read that may take a while
+    source: _Stored | bytes
     if isinstance(model, onnx.ModelProto):
-        source = model.SerializeToString()
+        source = _serialized(model)
         graph = read_proto(model)
     else:
-        source = Path(model)
-        graph = load_model(source)
+        graph = load_model(model)
+        source = _Stored.at(Path(model))
+    size = (len(source) if isinstance(source, bytes) else source.identity[2]) + _external_bytes(graph)
     before = _op_counts(graph)
-    _check_fake_quant(graph)
-    with ThreadPoolExecutor(max_workers=1) as background:
+    with _naming(graph), ThreadPoolExecutor(max_workers=1) as background:
+        _check_fake_quant(graph)
         # Hashing 100 MB takes as long as several passes, and lets other threads run meanwhile.
         digest = background.submit(_sha256, source)
         run = run_pipeline(graph, spec, Context(chosen), verify=level, observers=observers)
         _check_placed(run)
         _stamp(graph, spec, chosen, run, digest.result())
-    return Conversion(graph, chosen, spec, run, before, source)
+    return Conversion(graph, chosen, spec, run, before, size, source)
 
 
 def _verify_level(name: str) -> VerifyLevel:
@@ -186,17 +262,66 @@ def _op_counts(model: Model) -> dict[str, int]:
     return dict(Counter(node.op_type for node in model.graph.all_nodes()).most_common())
 
 
+@contextlib.contextmanager
+def _naming(model: Model) -> Iterator[None]:
+    """Put the file's name in front of what is wrong with the model."""
+    try:
+        yield
+    except (InvalidModel, UnsupportedModel) as error:
+        if model.path is None:
+            raise
+        where = f"{model.path}: {error.where}" if error.where else str(model.path)
+        raise type(error)(error.what, where=where, remedy=error.remedy) from error
+
+
+def _refused(model: Model, error: UnsupportedModel) -> UnsupportedModel:
+    """What there is to say about a result that the runtime does not load."""
+    for node in model.graph.all_nodes():
+        if node.domain not in _RUNTIME_DOMAINS:
+            return UnsupportedModel(
+                f"onnxruntime has no op '{node.op_type}' of domain '{node.domain}'",
+                where=f"node '{node.name or node.outputs[0].name}'",
+                remedy="replace it with ops of ONNX",
+            )
+    return UnsupportedModel(error.what, remedy=error.remedy)
+
+
+def _serialized(proto: onnx.ModelProto) -> bytes:
+    try:
+        content: bytes = proto.SerializeToString()
+    except Exception as error:  # protobuf's EncodeError, whose module differs between its implementations
+        raise UnsupportedModel(
+            "a model in memory cannot be larger than 2 GiB",
+            remedy="save it with external data and convert the file",
+        ) from error
+    return content
+
+
+def _external_bytes(model: Model) -> int:
+    tensors = (value.const_value for graph in model.ir.graphs() for value in graph.initializers.values())
+    return sum(tensor.nbytes for tensor in tensors if isinstance(tensor, oir.ExternalTensor))
+
+
 def _check_fake_quant(model: Model) -> None:
+    """Raise when there is no fake quant to convert, or some that is written in ops this project cannot read."""
+    if _PLACEMENT in model.ir.metadata_props.get(_PIPELINE_KEY, ""):
+        raise UnsupportedModel("has been converted to INT8 already", remedy="convert the model it was made from")
     functions = (node for function in model.ir.functions.values() for node in function)
+    found = False
     for node in (*model.graph.all_nodes(), *functions):
-        if node.op_type in ("QuantizeLinear", "DequantizeLinear") or "out_threshold" in node.attributes:
-            return
-        if "out_threshold" in node.metadata_props:
-            return
-    raise UnsupportedModel(
-        "no fake quantization found: no QuantizeLinear, no DequantizeLinear, no recorded thresholds",
-        remedy="export the model with its fake quant nodes",
-    )
+        if (node.domain, node.op_type) in _UNREAD_FAKE_QUANT:
+            raise UnsupportedModel(
+                f"fake quant written as op '{node.op_type}' of domain '{node.domain}' is not supported yet",
+                where=f"node '{node.name or node.outputs[0].name}'",
+                remedy="export it as QuantizeLinear and DequantizeLinear (QCDQ)",
+            )
+        found |= node.op_type in ("QuantizeLinear", "DequantizeLinear") or "out_threshold" in node.attributes
+        found |= "out_threshold" in node.metadata_props
+    if not found:
+        raise UnsupportedModel(
+            "no fake quantization found: no QuantizeLinear, no DequantizeLinear, no recorded thresholds",
+            remedy="export the model with its fake quant nodes",
+        )
 
 
 def _check_placed(run: PipelineRun) -> None:
@@ -207,13 +332,14 @@ def _check_placed(run: PipelineRun) -> None:
     for finding in run.diagnostics:
         if finding.code is Code.UNSUPPORTED_FAKE_QUANT:
             where = f"node '{finding.node}', tensor '{finding.value}'"
-            raise UnsupportedModel(finding.reason, where=where, remedy=finding.remedy)
+            reason = finding.reason.removeprefix("left as it is: ")
+            raise UnsupportedModel(f"nothing to convert: {reason}", where=where, remedy=finding.remedy)
 
 
-def _sha256(source: ModelFile) -> str:
+def _sha256(source: _Stored | bytes) -> str:
     if isinstance(source, bytes):
         return hashlib.sha256(source).hexdigest()
-    with source.open("rb") as file:
+    with source.path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
@@ -222,7 +348,7 @@ def _stamp(model: Model, spec: PipelineSpec, target: Target, run: PipelineRun, d
     model.ir.metadata_props.update(
         {
             "qat2int8.version": VERSION,
-            "qat2int8.pipeline": str(spec),
+            _PIPELINE_KEY: str(spec),
             "qat2int8.target": target.name,
             "qat2int8.source_sha256": digest,
             "qat2int8.diagnostics": json.dumps([finding.as_dict() for finding in run.diagnostics]),

@@ -254,8 +254,8 @@ def _signature(model: Model) -> _Signature:
 
     ends = [value.name for value in model.graph.inputs], [value.name for value in model.graph.outputs]
     add(graph, *ends, len(model.ir.functions))
-    for name, value in model.graph.initializers.items():
-        add(graph, name, id(value.const_value))
+    for name in sorted(model.graph.initializers):  # their order means nothing, and passes do not keep it
+        add(graph, name, id(model.graph.initializers[name].const_value))
     for node in model.graph.all_nodes():
         names = [None if value is None else value.name for value in node.inputs]
         add(graph, node.op_type, node.domain, node.name, names, [value.name for value in node.outputs])

@@ -14,11 +14,16 @@ __all__ = ["cast_output"]
 
 
 def cast_output(
-    model: Annotated[Path, typer.Argument(help="The model to read.", show_default=False)],
-    output: Annotated[Path, typer.Option("-o", help="Where to write the result.", show_default=False)],
-    name: Annotated[str, typer.Option("--output", help="The graph output to cast.", show_default=False)],
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="The model to read.", show_default=False)],
+    output: Annotated[
+        Path, typer.Option("-o", metavar="FILE", help="Where to write the result.", show_default=False)
+    ],
+    name: Annotated[
+        str, typer.Option("--output", metavar="NAME", help="The graph output to cast.", show_default=False)
+    ],
     dtype: Annotated[
-        str, typer.Option("--dtype", help="Its new element type, such as float32.", show_default=False)
+        str,
+        typer.Option("--dtype", metavar="TYPE", help="Its new element type, such as float32.", show_default=False),
     ],
     json: Json = False,
     quiet: Quiet = False,

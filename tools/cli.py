@@ -25,15 +25,27 @@ __all__ = ["COMMANDS", "app", "main"]
 BAD_INPUT = 2
 INTERRUPTED = 130
 
-COMMANDS: dict[str, tuple[Callable[..., None], str]] = {
-    "convert": (convert, "qat2int8 convert model.onnx -o model.int8.onnx"),
-    "run": (run, "qat2int8 run model.onnx -o out.onnx --passes canonicalize,fuse-conv-bn,cleanup"),
-    "cast-output": (cast_output, "qat2int8 cast-output model.onnx -o out.onnx --output labels --dtype float32"),
-    "passes": (passes, "qat2int8 passes fuse-conv-bn"),
-    "pipelines": (pipelines, "qat2int8 pipelines qat-to-int8"),
-    "demo": (demo, "qat2int8 demo"),
+COMMANDS: dict[str, tuple[Callable[..., None], str, str]] = {
+    "convert": (
+        convert,
+        "Turn a QAT model into a real INT8 model.",
+        "qat2int8 convert model.onnx -o model.int8.onnx",
+    ),
+    "run": (
+        run,
+        "Run a pipeline of passes on a model.",
+        "qat2int8 run model.onnx -o out.onnx --passes canonicalize,cleanup",
+    ),
+    "cast-output": (
+        cast_output,
+        "Cast one graph output to another element type.",
+        "qat2int8 cast-output model.onnx -o out.onnx --output labels --dtype float32",
+    ),
+    "passes": (passes, "List the passes, or describe one.", "qat2int8 passes fuse-conv-bn"),
+    "pipelines": (pipelines, "List the pipelines, or show one.", "qat2int8 pipelines qat-to-int8"),
+    "demo": (demo, "Convert and measure the bundled network.", "qat2int8 demo"),
 }
-"""Every subcommand with the example its help shows."""
+"""Every subcommand with its line in the list of commands and the example its help shows."""
 
 # Newer typer brings its own click, older ones use the installed one: this is the class of whichever it is.
 _ClickException: type[Exception] = typer.BadParameter.__mro__[2]
@@ -94,6 +106,7 @@ app = typer.Typer(
     cls=_Group,
     add_completion=False,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
@@ -106,7 +119,7 @@ def _version(asked: bool) -> None:
         raise typer.Exit
 
 
-@app.callback(invoke_without_command=True)
+@app.callback(invoke_without_command=True, epilog=f"\b\nExample: {COMMANDS['convert'][2]}")
 def front(
     context: typer.Context,
     version: Annotated[
@@ -118,8 +131,8 @@ def front(
         typer.echo(context.get_help())
 
 
-for _name, (_function, _example) in COMMANDS.items():
-    app.command(_name, epilog=f"Example: {_example}")(_function)
+for _name, (_function, _summary, _example) in COMMANDS.items():
+    app.command(_name, short_help=_summary, epilog=f"\b\nExample: {_example}")(_function)
 
 
 def main() -> None:

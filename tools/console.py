@@ -6,7 +6,10 @@ Commands import onnx, onnxruntime and rich when they run, not when they are defi
 from __future__ import annotations
 
 import json
+import math
+import shutil
 import sys
+import textwrap
 import traceback
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
@@ -24,6 +27,8 @@ Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Print every find
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 
 SHOWN_FINDINGS = 10
+SHOWN_NAMES = 6
+SHOWN_CHARACTERS = 48
 
 
 class Report:
@@ -63,20 +68,72 @@ class Report:
             table.add_row(*(Text(str(cell)) for cell in row))
         Console(file=sys.stdout, highlight=False).print(table)
 
+    def item(self, heading: str, names: Sequence[str], *, indent: int = 2) -> None:
+        """``heading`` and below it the nodes or tensors it is about; long names and long lists are cut short.
+
+        With ``--verbose`` everything is there in full.
+        """
+        if self._silent:
+            return
+        width = max(shutil.get_terminal_size().columns, 40)
+        indent = min(indent, width // 4)
+        limit = len(names) if self.verbose else SHOWN_NAMES
+        shown = [name if self.verbose else _shortened(name, width - indent - 8) for name in names[:limit]]
+        if names[limit:]:
+            shown.append(f"and {len(names) - limit} more (--verbose shows them)")
+        for text, margin in ((heading, indent), (", ".join(shown), indent + 2)):
+            first = " " * margin
+            rest = first if text is not heading else first + "  "
+            lines = textwrap.wrap(
+                text, width, initial_indent=first, subsequent_indent=rest, break_on_hyphens=False
+            )
+            for line in lines:
+                self.line(line)
+
     def findings(self, diagnostics: Sequence[Diagnostic]) -> None:
-        """Warnings and errors, the first few of them; with ``--verbose`` all, notes included."""
-        shown = [d for d in diagnostics if self.verbose or d.severity != "note"]
-        limit = len(shown) if self.verbose else SHOWN_FINDINGS
-        if shown:
-            self.line()
-            self.table(("code", "finding"), [(d.code, str(d).removeprefix(f"{d.code} ")) for d in shown[:limit]])
-        if shown[limit:]:
-            self.line(f"... and {len(shown) - limit} more (see them with --verbose)")
+        """Warnings and errors, what is said of several nodes once; with ``--verbose`` notes too."""
+        grouped: dict[tuple[str, str, str, str], list[str]] = {}
+        for found in diagnostics:
+            if self.verbose or found.severity != "note":
+                kind = (found.code, found.severity, found.reason, found.remedy)
+                grouped.setdefault(kind, []).append(found.node or found.value)
+        limit = len(grouped) if self.verbose else SHOWN_FINDINGS
+        for index, ((code, severity, reason, remedy), names) in enumerate(grouped.items()):
+            if index == limit:
+                self.line(f"... and {len(grouped) - limit} more findings (--verbose shows them)")
+                return
+            if index == 0:
+                self.line()
+            told = reason if self.verbose else _shortened_words(reason)
+            remedy = f" ({remedy})" if remedy else ""
+            self.item(f"{code} {severity}: {told}{remedy}", [name for name in names if name], indent=0)
 
     def data(self, document: Any) -> None:
         """The document of ``--json``; nothing otherwise."""
         if self.as_json:
-            sys.stdout.write(f"{json.dumps(document, indent=1)}\n")
+            sys.stdout.write(f"{json.dumps(_finite(document), indent=1, allow_nan=False)}\n")
+
+
+def _finite(document: Any) -> Any:
+    """``document`` with null for infinities and NaN, which JSON does not have."""
+    if isinstance(document, dict):
+        return {key: _finite(value) for key, value in document.items()}
+    if isinstance(document, list | tuple):
+        return [_finite(value) for value in document]
+    return None if isinstance(document, float) and not math.isfinite(document) else document
+
+
+def _shortened(name: str, room: int) -> str:
+    """``name`` in ``room`` characters: exporters build names of hundreds, which differ at the end."""
+    room = min(room, SHOWN_CHARACTERS)
+    if len(name) <= room:
+        return name
+    head = room // 3
+    return f"{name[:head]}...{name[len(name) - (room - head - 3) :]}"
+
+
+def _shortened_words(text: str) -> str:
+    return " ".join(_shortened(word, SHOWN_CHARACTERS) for word in text.split())
 
 
 def print_error(error: BaseException, *, debug: bool = False) -> None:

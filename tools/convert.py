@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -14,47 +15,64 @@ import typer
 from qat2int8.tools.console import Debug, Json, Quiet, Report, Verbose
 
 if TYPE_CHECKING:
+    from qat2int8.ir import DataError, Diagnostic
     from qat2int8.pipelines.convert import Conversion
+    from qat2int8.pipelines.fidelity import Fidelity
     from qat2int8.pipelines.observers import Observer
 
-__all__ = ["convert", "report_conversion"]
+__all__ = ["convert", "report_conversion", "report_float"]
 
 _REQUIREMENT_NOT_MET = 1
 
 
 def convert(
-    model: Annotated[Path, typer.Argument(help="The model with fake quantization.", show_default=False)],
-    output: Annotated[
-        Path, typer.Option("--output", "-o", help="Where to write the INT8 model.", show_default=False)
+    model: Annotated[
+        Path, typer.Argument(metavar="MODEL", help="The model with fake quantization.", show_default=False)
     ],
-    target: Annotated[str, typer.Option(help="A target's name or .yaml file.")] = "ort-x86",
+    output: Annotated[
+        Path,
+        typer.Option("--output", "-o", metavar="FILE", help="Where to write the INT8 model.", show_default=False),
+    ],
+    target: Annotated[str, typer.Option(metavar="TARGET", help="A target's name or .yaml file.")] = "ort-x86",
     quantize_ops: Annotated[
-        str, typer.Option(help="Op types to quantize, comma separated (Conv,Gemm); all that can be if not given.")
+        str,
+        typer.Option(
+            metavar="OPS", help="Op types to quantize, comma separated (Conv,Gemm); all that can be if not given."
+        ),
     ] = "",
     skip_node: Annotated[
         list[str] | None,
-        typer.Option(help="Name or '*' pattern of a node to leave in float; can be given more than once."),
+        typer.Option(
+            metavar="NODE", help="Name or '*' pattern of a node to leave in float; can be given more than once."
+        ),
     ] = None,
     on_missing_scale: Annotated[
-        str, typer.Option(help="For ops of --quantize-ops that lack a scale: 'error', or leave them in 'float'.")
+        str,
+        typer.Option(metavar="error|float", help="What becomes of an op of --quantize-ops that has no scale."),
     ] = "error",
     relu_encoding: Annotated[
-        str, typer.Option(help="How grids behind a Relu use uint8: same-grid, refine or exact.")
+        str,
+        typer.Option(metavar="ENCODING", help="How grids behind a Relu use uint8: same-grid, refine or exact."),
     ] = "",
     fp32_out: Annotated[
-        Path | None, typer.Option(help="Also write the float model: fake quants removed, layers fused.")
+        Path | None,
+        typer.Option(metavar="FILE", help="Also write the float model: fake quants removed, layers fused."),
     ] = None,
     pipeline: Annotated[
-        str, typer.Option(help="A shipped pipeline's name, a .yaml file, or pipeline text.")
+        str,
+        typer.Option(metavar="PIPELINE", help="A shipped pipeline's name, a .yaml file, or pipeline text."),
     ] = "qat-to-int8",
     verify: Annotated[
-        str, typer.Option(help="What is checked after each pass: none, structure, checker or numeric.")
+        str,
+        typer.Option(
+            metavar="LEVEL", help="What is checked after each pass: none, structure, checker or numeric."
+        ),
     ] = "checker",
     require_int8: Annotated[
         float | None,
         typer.Option(
             help="Exit with 1 unless this percentage of multiply-accumulates is integer.",
-            metavar="PCT",
+            metavar="PERCENT",
             min=0.0,
             max=100.0,
         ),
@@ -65,9 +83,14 @@ def convert(
     verbose: Verbose = False,
     debug: Debug = False,
 ) -> None:
-    """Turn a model trained with fake quantization into a real INT8 model."""
+    """Turn a model trained with fake quantization into a real INT8 model.
+
+    Prints what changed, how much of it onnxruntime runs in integers, how closely the result follows its source,
+    and what stayed in float and why.
+    """
     from qat2int8.ir.io import check_output_path
     from qat2int8.pipelines.convert import convert as convert_model
+    from qat2int8.pipelines.fidelity import Fidelity
 
     report = Report(json=json, quiet=quiet, verbose=verbose)
     started = time.perf_counter()
@@ -87,93 +110,138 @@ def convert(
             verify=verify,
             observers=observers,
         )
-        if fp32_out is not None:
-            convert_model(model, pipeline="qat-to-fp32").save(fp32_out)
-        conversion.save(output)
+        in_float = convert_model(model, pipeline="qat-to-fp32", verify=verify) if fp32_out is not None else None
+        # What the runtime refuses to load is not written at all.
         certificate = conversion.certificate
-        compared = conversion.fidelity if fidelity else None
+        compared = _fidelity(conversion) if fidelity else None
+        if in_float is not None and fp32_out is not None:
+            in_float.save(fp32_out)
+        conversion.save(output)
     seconds = time.perf_counter() - started
 
     percent = certificate.integer_macs_percent
     met = require_int8 is None or percent >= require_int8
+    written = _file_bytes(output)
     report.data(
         {
             "source": str(model),
             "output": str(output),
+            "fp32_output": str(fp32_out) if fp32_out is not None else None,
             "target": conversion.target.name,
             "pipeline": str(conversion.pipeline),
             "seconds": seconds,
-            "bytes": {"before": _file_bytes(model), "after": _file_bytes(output)},
+            "bytes": {"before": conversion.source_bytes, "after": written},
             "nodes": {"before": conversion.before, "after": conversion.after},
             "certificate": certificate.as_dict(),
-            "fidelity": compared.as_dict() if compared is not None else None,
+            "fidelity": compared.as_dict() if isinstance(compared, Fidelity) else None,
             "diagnostics": [finding.as_dict() for finding in conversion.diagnostics],
             "requirement_met": met,
         }
     )
-    report_conversion(report, conversion, compared=compared is not None)
-    report.line()
-    report.line(f"size         {_bytes(_file_bytes(model))} -> {_bytes(_file_bytes(output))}")
-    report.line(f"written      {output} in {seconds:.1f} s")
-    report.findings(_not_in_table(conversion))
+    report_conversion(report, conversion, compared)
+    report.line(f"size         {_bytes(conversion.source_bytes)} -> {_bytes(written)}")
+    report.line(f"written      {output} for {conversion.target.name} in {seconds:.1f} s")
+    if fp32_out is not None:
+        report.line(f"             {fp32_out}, the float model")
+    report_float(report, conversion)
+    report.findings(_not_told(conversion))
     if not met:
         sys.stderr.write(
-            f"requirement not met: {percent:.1f} % of multiply-accumulates are integer, "
+            f"requirement not met: {_percent(percent)} of multiply-accumulates are integer, "
             f"{require_int8:g} % required\n"
         )
         raise typer.Exit(_REQUIREMENT_NOT_MET)
 
 
-def report_conversion(report: Report, conversion: Conversion, *, compared: bool = True) -> None:
-    """Nodes before and after, what runs in integers, how faithful it is, and what stayed float and why."""
+def report_conversion(report: Report, conversion: Conversion, compared: Fidelity | DataError | None) -> None:
+    """Nodes before and after, what runs in integers, and how faithful it is.
+
+    Args:
+        compared: fidelity, why there is none, or None to say nothing about it.
+    """
     certificate = conversion.certificate
-    kinds = sorted(
-        {*conversion.before, *conversion.after},
-        key=lambda kind: (-conversion.after.get(kind, 0), -conversion.before.get(kind, 0), kind),
-    )
-    rows = [(kind, conversion.before.get(kind, "-"), conversion.after.get(kind, "-")) for kind in kinds]
-    report.table(("op", "before", "after"), rows, right=(1, 2))
+    report.table(("op", "before", "after"), _op_rows(conversion, full=report.verbose), right=(1, 2))
     report.line()
     report.line(
-        f"certificate  {certificate.integer_macs_percent:.1f} % of {_millions(certificate.macs)} "
-        f"multiply-accumulates and {certificate.integer_nodes_percent:.1f} % of nodes"
+        f"certificate  {_percent(certificate.integer_macs_percent)} of {_count(certificate.macs)} "
+        f"multiply-accumulates and {_percent(certificate.integer_nodes_percent)} of nodes"
     )
     report.line(f"             run in integers on {certificate.runtime}")
-    if compared:
-        fidelity = conversion.fidelity
-        same = fidelity.same_argmax_percent
-        answer = f", same answer on {same:.1f} %" if same is not None else ""
-        report.line(f"fidelity     {fidelity.sqnr_db:.1f} dB against the fake-quant model{answer}")
-        report.line(f"             ({fidelity.data} inputs: {fidelity.samples})")
+    if compared is not None:
+        for label, text in zip(("fidelity", ""), _fidelity_lines(compared), strict=True):
+            report.line(f"{label:13}{text}")
+
+
+def report_float(report: Report, conversion: Conversion) -> None:
+    """What stayed in float, by reason."""
+    certificate = conversion.certificate
     in_float = certificate.float_compute
     if not in_float:
         report.line("left float   no Conv, Gemm or MatMul")
         return
     report.line(f"left float   {len(in_float)} of {len(certificate.compute)} Conv, Gemm and MatMul nodes:")
-    report.line()
+    by_reason: dict[str, list[str]] = {}
     reasons = {finding.node: finding for finding in conversion.diagnostics if finding.code in _REASONS}
-    shown = in_float if report.verbose else in_float[:_SHOWN_NODES]
-    report.table(
-        ("node", "MACs", "why"),
-        [(record.node, _millions(record.macs), _why(reasons.get(record.node))) for record in shown],
-        right=(1,),
-    )
-    if in_float[len(shown) :]:
-        report.line(f"... and {len(in_float) - len(shown)} more (see them with --verbose)")
+    for record in in_float:
+        node = f"{record.node} ({_count(record.macs)})"
+        by_reason.setdefault(_why(reasons.get(record.node)), []).append(node)
+    for reason, nodes in by_reason.items():
+        report.item(reason, nodes, indent=13)
 
 
-_SHOWN_NODES = 10
 _REASONS = ("Q301", "Q302", "Q303", "Q304")
 
 
-def _why(finding: Any) -> str:
+def _op_rows(conversion: Conversion, *, full: bool) -> list[tuple[str, object, object]]:
+    """Op types with counts before and after: those that changed, the others in one row unless ``full``."""
+    before, after = conversion.before, conversion.after
+    kinds = sorted({*before, *after}, key=lambda kind: (-after.get(kind, 0), -before.get(kind, 0), kind))
+    shown = [kind for kind in kinds if full or before.get(kind) != after.get(kind)]
+    rows: list[tuple[str, object, object]] = [
+        (kind, before.get(kind, "-"), after.get(kind, "-")) for kind in shown
+    ]
+    same = [before[kind] for kind in kinds if kind not in shown]
+    if same:
+        rows.append((f"{len(same)} others", sum(same), sum(same)))
+    return [*rows, ("all", sum(before.values()), sum(after.values()))]
+
+
+def _fidelity(conversion: Conversion) -> Fidelity | DataError:
+    """What is measured, or why it could not be: made-up inputs need not suit every model."""
+    from qat2int8.ir import DataError, UnsupportedModel
+
+    try:
+        return conversion.fidelity
+    except (DataError, UnsupportedModel) as error:
+        return DataError(error.what)
+
+
+def _fidelity_lines(compared: Fidelity | DataError) -> tuple[str, str]:
+    from qat2int8.pipelines.fidelity import Fidelity
+
+    if not isinstance(compared, Fidelity):
+        return "not measured on synthetic inputs", f"({compared})"
+    worst = compared.sqnr_db
+    if math.isnan(worst):
+        first = "unknown: the outputs hold NaN or infinities"
+    elif math.isinf(worst):
+        first = "identical to the fake-quant model"
+    else:
+        first = f"{worst:.1f} dB against the fake-quant model"
+    if compared.same_argmax_percent is not None and math.isfinite(worst):
+        first += f", same answer on {_percent(compared.same_argmax_percent)}"
+    return first, f"({compared.data} inputs: {compared.samples})"
+
+
+def _why(finding: Diagnostic | None) -> str:
     if finding is None:
         return "the runtime did not fuse it"
-    reason: str = finding.reason.split(": ", 1)[-1]
+    reason = finding.reason.split(": ", 1)[-1]
     return f"{reason} ({finding.remedy})" if finding.remedy else reason
 
 
-def _not_in_table(conversion: Conversion) -> list[Any]:
+def _not_told(conversion: Conversion) -> list[Diagnostic]:
+    """The findings that are not behind a line of "left float" already."""
     in_float = {record.node for record in conversion.certificate.float_compute}
     return [
         finding
@@ -221,11 +289,20 @@ def _file_bytes(path: Path) -> int:
 
 def _bytes(count: float) -> str:
     for unit in ("B", "kB", "MB"):
-        if count < 1000:
+        if count < 999.5:
             return f"{count:.3g} {unit}"
         count /= 1000
     return f"{count:.3g} GB"
 
 
-def _millions(count: int) -> str:
-    return f"{count / 1e9:.2f} G" if count >= 1e9 else f"{count / 1e6:.2f} M" if count >= 1e4 else str(count)
+def _count(number: float) -> str:
+    for unit in ("", "k", "M", "G"):
+        if number < 999.5:
+            return f"{number:.3g}{unit}"
+        number /= 1000
+    return f"{number:.3g}T"
+
+
+def _percent(share: float) -> str:
+    """Never rounded up to all: 100 % is a claim."""
+    return f"{math.floor(10 * share) / 10:.1f} %"

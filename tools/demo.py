@@ -29,7 +29,7 @@ def demo(json: Json = False, quiet: Quiet = False, verbose: Verbose = False, deb
 
     from qat2int8.pipelines.convert import convert
     from qat2int8.pipelines.sessions import reference_session, run_session, session
-    from qat2int8.tools.convert import report_conversion
+    from qat2int8.tools.convert import report_conversion, report_float
 
     report = Report(json=json, quiet=quiet, verbose=verbose)
     data = importlib.resources.files("qat2int8.tools.demo_data")
@@ -43,9 +43,9 @@ def demo(json: Json = False, quiet: Quiet = False, verbose: Verbose = False, deb
         conversion.save(int8)
 
         report.line(
-            "A residual network trained on MNIST with fake quantization, on the inputs of Conv and Gemm only."
+            f"A residual network trained on MNIST with fake quantization on the inputs of Conv\n"
+            f"and Gemm only ({qat.name}), and {len(labels)} test digits it has not seen."
         )
-        report.line(f"Source: {qat.name}; {len(labels)} test digits it has not seen.")
         report.line()
         runners = {
             "float": session(fp32, threads=1),
@@ -73,12 +73,10 @@ def demo(json: Json = False, quiet: Quiet = False, verbose: Verbose = False, deb
         headers = ("model", "top-1", "same as trained", f"ms per {_BATCH}", "speed")
         report.table(headers, rows, right=(1, 2, 3, 4))
         report.line()
-        fidelity = conversion.fidelity_on([{"image": images}], "test digits")
+        fidelity = conversion.fidelity_on([{"image": images}], "MNIST")
         certificate = conversion.certificate
-        report_conversion(report, conversion, compared=False)
-        report.line(
-            f"fidelity     {fidelity.sqnr_db:.1f} dB against the fake-quant model on {fidelity.samples} digits"
-        )
+        report_conversion(report, conversion, fidelity)
+        report_float(report, conversion)
         report.data(
             {
                 "rows": [dict(zip(headers, row, strict=True)) for row in rows],

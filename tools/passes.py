@@ -24,7 +24,8 @@ _ENTRY = re.compile(r"^(\w+)(?: \([^)]*\))?:\s*(.*(?:\n[ \t]+.*)*)", re.MULTILIN
 
 def passes(
     name: Annotated[
-        str, typer.Argument(help="A pass to describe; all are listed without.", show_default=False)
+        str,
+        typer.Argument(metavar="PASS", help="A pass to describe; all are listed without.", show_default=False),
     ] = "",
     json: Json = False,
     quiet: Quiet = False,

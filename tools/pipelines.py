@@ -17,7 +17,12 @@ __all__ = ["pipelines"]
 
 def pipelines(
     name: Annotated[
-        str, typer.Argument(help="A pipeline's name or .yaml file; all shipped ones without.", show_default=False)
+        str,
+        typer.Argument(
+            metavar="PIPELINE",
+            help="A pipeline's name or .yaml file; all shipped ones without.",
+            show_default=False,
+        ),
     ] = "",
     json: Json = False,
     quiet: Quiet = False,

@@ -22,33 +22,46 @@ PRINT_AFTER = ("all", "changed")
 
 
 def run(
-    model: Annotated[Path, typer.Argument(help="The model to read.", show_default=False)],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Where to write the result.", show_default=False)],
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="The model to read.", show_default=False)],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", metavar="FILE", help="Where to write the result.", show_default=False)
+    ],
     passes: Annotated[
         str,
         typer.Option(
             "--passes",
             "-p",
+            metavar="PIPELINE",
             help="Pipeline text such as a,b{option=1},fixpoint(c,d), a shipped pipeline's name, or a .yaml file.",
             show_default=False,
         ),
     ],
     target: Annotated[
-        str, typer.Option(help="A target's name or .yaml file; else the pipeline's own, else ort-x86.")
+        str,
+        typer.Option(
+            metavar="TARGET", help="A target's name or .yaml file; else the pipeline's own, else ort-x86."
+        ),
     ] = "",
     print_after: Annotated[
         str,
         typer.Option(
-            help="Write the graph to stderr after 'all' passes, those that 'changed' it, or one by name."
+            metavar="WHICH",
+            help="Write the graph to stderr after 'all' passes, those that 'changed' it, or one by name.",
         ),
     ] = "",
     dump_dir: Annotated[
         Path | None,
-        typer.Option(help="Keep the graph before and after each pass here, and on failure what reproduces it."),
+        typer.Option(
+            metavar="FOLDER",
+            help="Keep the graph before and after each pass here, and on failure what reproduces it.",
+        ),
     ] = None,
     time_passes: Annotated[bool, typer.Option("--time-passes", help="Print where the time went.")] = False,
     verify: Annotated[
-        str, typer.Option(help="What is checked after each pass: none, structure, checker or numeric.")
+        str,
+        typer.Option(
+            metavar="LEVEL", help="What is checked after each pass: none, structure, checker or numeric."
+        ),
     ] = "checker",
     json: Json = False,
     quiet: Quiet = False,
