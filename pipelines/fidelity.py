@@ -151,7 +151,7 @@ def synthetic_inputs(model: Model, count: int, *, seed: int = 0) -> Iterator[Fee
     """Inputs of one sample each, for models that come without data.
 
     A float input is smooth noise over the range of its grid (``model.scales``), the kind of signal a network
-    of images was trained on; integers are small. Dimensions that are not fixed are 1, but for the height
+    of images was trained on; 8-bit integers are pixels of any value, wider ones small indices. Dimensions that are not fixed are 1, but for the height
     and width of images, where a network needs something to stride over.
     """
     rng = np.random.default_rng(seed)
@@ -168,6 +168,9 @@ def _sample(rng: np.random.Generator, value: oir.Value, model: Model) -> npt.NDA
     dtype = value.dtype.numpy() if value.dtype is not None else np.dtype(np.float32)
     if dtype.kind == "b":
         return rng.integers(0, 2, shape).astype(dtype)
+    if dtype.kind in "iu" and dtype.itemsize == 1:
+        limits = np.iinfo(dtype)
+        return rng.integers(limits.min, limits.max + 1, shape).astype(dtype)
     if dtype.kind in "iu":
         return rng.integers(0, 16, shape).astype(dtype)
     params = model.scales.get(value)
