@@ -151,8 +151,8 @@ def synthetic_inputs(model: Model, count: int, *, seed: int = 0) -> Iterator[Fee
     """Inputs of one sample each, for models that come without data.
 
     A float input is smooth noise over the range of its grid (``model.scales``), the kind of signal a network
-    of images was trained on; 8-bit integers are pixels of any value, wider ones small indices. Dimensions that are not fixed are 1, but for the height
-    and width of images, where a network needs something to stride over.
+    of images was trained on; 8-bit integers are pixels of any value, wider ones small indices. Dimensions that
+    are not fixed are 1, but for the height and width of images, where a network needs something to stride over.
     """
     rng = np.random.default_rng(seed)
     for _ in range(count):
