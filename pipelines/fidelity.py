@@ -169,7 +169,7 @@ def _sample(rng: np.random.Generator, value: oir.Value, model: Model) -> npt.NDA
     if dtype.kind == "b":
         return rng.integers(0, 2, shape).astype(dtype)
     if dtype.kind in "iu" and dtype.itemsize == 1:
-        limits = np.iinfo(dtype)
+        limits = np.iinfo(np.int8 if dtype.kind == "i" else np.uint8)
         return rng.integers(limits.min, limits.max + 1, shape).astype(dtype)
     if dtype.kind in "iu":
         return rng.integers(0, 16, shape).astype(dtype)
