@@ -244,10 +244,10 @@ def test_structure_is_linear_in_nodes() -> None:
             graph.insert_before(graph[-1], node)
             value = node.outputs[0]
         best = float("inf")
-        for _ in range(3):
-            start = time.perf_counter()
+        for _ in range(7):
+            start = time.process_time()
             verify(model, VerifyLevel.STRUCTURE)
-            best = min(best, time.perf_counter() - start)
+            best = min(best, time.process_time() - start)
         return best
 
     assert seconds(5000) < 20 * seconds(500)
