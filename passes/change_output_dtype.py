@@ -21,8 +21,14 @@ class ChangeOutputDtype(GraphSurgeonPass):
     """Put a Cast to ``dtype`` in front of the graph output called ``output``, which keeps its name and shape.
 
     Nodes inside that read the same tensor go on reading the old type. An output cast before gets a second Cast
-    and keeps the first: int64 -> float32 -> float16 does not round as int64 -> float16 does. An empty
-    ``output`` asks for nothing.
+    and keeps the first: int64 -> float32 -> float16 does not round as int64 -> float16 does.
+
+    Options:
+        output: the name of the graph output; empty asks for nothing.
+        dtype: its new element type, as ONNX or numpy calls it.
+
+    Raises:
+        PassFailed: no such output or type, or one that Cast does not know.
     """
 
     output: str = ""

@@ -21,7 +21,7 @@ class Cleanup(Pass):
     Entries of the scale table and statistics of tensors that are no longer in the graph go too. Graph inputs
     stay even when nothing reads them.
 
-    Args:
+    Options:
         share_up_to: initializers of at most this many elements are compared.
     """
 

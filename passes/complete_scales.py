@@ -90,8 +90,9 @@ class _Completion:
         else:
             self.move(kernel)
             return
-        if self.derive(kernel.output, kernel.node):
-            self.integer.add(kernel.output)
+        for output in kernel.outputs:
+            if self.derive(output, kernel.node):
+                self.integer.add(output)
 
     def move(self, kernel: Kernel) -> None:
         """The outputs of data movement lie on the grid of its input."""

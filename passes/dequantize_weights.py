@@ -146,4 +146,6 @@ def _reversible(params: QuantParams) -> bool:
     of 16 bits by less than half, as long as the products are normal float32 numbers."""
     limits = np.finfo(np.float32)
     highest = float(params.scale.max()) * 2.0**params.dtype.bits
-    return params.dtype.bits <= 16 and float(params.scale.min()) >= float(limits.tiny) and highest < float(limits.max)
+    return (
+        params.dtype.bits <= 16 and float(params.scale.min()) >= float(limits.tiny) and highest < float(limits.max)
+    )

@@ -80,6 +80,7 @@ class InsertQuantizeDequantize(Pass):
             )
         placement = _Placement(self, model, ctx)
         placement.choose()
+        placement.note_dropped()
         placement.write()
         return PassResult(placement.counts, tuple(placement.diagnostics))
 
@@ -135,6 +136,21 @@ class _Placement:
                 self._write_constant(writer, node, value)
         for value, params in self.tensors.items():
             writer.quantizer(value, params, None if value in self.computed else self._reads_integers)
+
+    def note_dropped(self) -> None:
+        """Say which trained grids take part in nothing: their tensors are read more finely than in training."""
+        for value, params in self.model.scales.items():
+            unread = value in self.tensors or value.is_initializer() or params.source < Provenance.TRAINED
+            if unread or any(use.node.op_type == "QuantizeLinear" for use in value.uses()):
+                continue
+            self.diagnostics.append(
+                self.owner.note(
+                    Code.FAKE_QUANT_DROPPED,
+                    f"no integer kernel touches it, so it is not put on {params} from {params.origin}",
+                    severity=Severity.NOTE,
+                    value=value.name or "",
+                )
+            )
 
     def _reads_integers(self, node: oir.Node, index: int) -> bool:
         kernel = self.chosen.get(node)

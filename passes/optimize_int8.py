@@ -15,7 +15,7 @@ from qat2int8.passes.clamp import read_clamp
 from qat2int8.passes.kernels import absorbs
 from qat2int8.passes.qdq_step import Step, levels_of, read_step, reader_of
 from qat2int8.passes.registry import register
-from qat2int8.passes.scale_groups import is_movement
+from qat2int8.passes.scale_groups import is_movement, is_read
 
 
 @register
@@ -232,7 +232,7 @@ class _Squasher:
             moved.type = integers.type
             self.model.scales.move(moved, result)
             result.name, moved.name = moved.name, self.model.unique_name(f"{moved.name}_quantized")
-            if _is_read(result):
+            if is_read(result):
                 self.model.graph.insert_after(twins[-1] if twins else mover, twin)
                 twins.append(twin)
             else:
@@ -349,7 +349,7 @@ class _Squasher:
         rule = self.target.ops.get(node.op_type)
         if rule is None or rule.contract is not Contract.MOVEMENT or node.graph is not self.model.graph:
             return False
-        if node.op_type != "Split" and any(_is_read(output) for output in node.outputs[1:]):
+        if node.op_type != "Split" and any(is_read(output) for output in node.outputs[1:]):
             return False
         return is_movement(self.model, node)
 
@@ -412,7 +412,7 @@ class _Squasher:
     def drop(self, *nodes: oir.Node) -> None:
         """Remove those of ``nodes`` that nobody reads any more."""
         for node in nodes:
-            if node.graph is not None and not any(_is_read(output) for output in node.outputs):
+            if node.graph is not None and not any(is_read(output) for output in node.outputs):
                 self.model.remove(node)
 
 
@@ -424,7 +424,3 @@ _HALF = 0.5 + 1e-4
 def _usable(scale: npt.NDArray[np.float32] | np.float32) -> bool:
     """Whether ``scale`` is a step: positive, finite, and not so small that digits are lost."""
     return bool(np.all(np.isfinite(scale)) and np.all(scale >= np.finfo(np.float32).tiny))
-
-
-def _is_read(value: oir.Value) -> bool:
-    return bool(value.uses()) or value.is_graph_output()

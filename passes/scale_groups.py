@@ -67,12 +67,17 @@ def moved(node: oir.Node) -> Sequence[oir.Value]:
     return node.outputs if node.op_type == "Split" else node.outputs[:1]
 
 
+def is_read(value: oir.Value) -> bool:
+    """Whether any node or caller reads ``value``."""
+    return bool(value.uses()) or value.is_graph_output()
+
+
 def is_movement(model: Model, node: oir.Node) -> bool:
     """Whether every element of ``node``'s output is an element of its first input, or zero."""
     if node.domain != "" or not node.inputs or node.inputs[0] is None:
         return False
     if node.op_type in _WHOLE or node.op_type in _SELECTING:
-        return not (node.op_type == "MaxPool" and len(node.outputs) > 1 and bool(node.outputs[1].uses()))
+        return not (node.op_type == "MaxPool" and any(is_read(indices) for indices in node.outputs[1:]))
     if node.op_type == "Resize":
         crop = node.attributes.get_string("coordinate_transformation_mode", "half_pixel") == "tf_crop_and_resize"
         return node.attributes.get_string("mode", "nearest") == "nearest" and not crop
