@@ -1,0 +1,70 @@
+"""Models of real exporters: each converts or is refused in one line, and what converts still answers right.
+
+The folder, named by the environment variable ``QAT2INT8_ZOO``, holds ``NAME.onnx`` with ``NAME.npz`` beside it:
+inputs ``input_0``..., outputs of the training framework ``output_0``..., and ``labels`` where there are classes.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import onnxruntime as ort
+import pytest
+from typer.testing import CliRunner
+
+from qat2int8.tools.cli import app
+
+pytestmark = pytest.mark.zoo
+
+ZOO = os.environ.get("QAT2INT8_ZOO", "")
+MODELS = sorted(Path(ZOO).glob("*.onnx")) if ZOO else []
+
+ALLOWED_POINTS = 1.0
+"""How far top-1 may be from that of the training framework, in percentage points."""
+
+EXCEPTIONS = {
+    # Answers near chance on a task it was hardly trained for: a third of its largest logits tie within one step.
+    "tf_qat_deconv": 3.0,
+    "tflite_deconv": 3.0,
+}
+"""Models whose answers may move farther, and why."""
+
+
+@pytest.mark.skipif(not MODELS, reason="QAT2INT8_ZOO names no folder with models")
+@pytest.mark.parametrize("path", MODELS, ids=lambda path: path.stem)
+def test_model(path: Path, tmp_path: Path) -> None:
+    output = tmp_path / "int8.onnx"
+    result = CliRunner().invoke(app, ["convert", str(path), "-o", str(output)])
+    if result.exit_code != 0:
+        assert result.exit_code == 2
+        assert result.stdout == ""
+        (line,) = result.stderr.splitlines()
+        assert line.startswith(f"error: {path}: ")
+        assert line.endswith(")")
+        assert "--debug" not in line
+        assert not list(tmp_path.iterdir())
+        return
+    assert result.stderr == ""
+    # npz files of this kind hold nothing but arrays of numbers and names.
+    with np.load(path.with_suffix(".npz")) as data:
+        stored = {key: data[key] for key in data.files}
+    session = _session(output)
+    feeds = {value.name: stored[f"input_{index}"] for index, value in enumerate(session.get_inputs())}
+    outputs = session.run(None, feeds)
+    assert all(np.isfinite(each).all() for each in outputs if each.dtype.kind == "f")
+    if "labels" in stored:
+        moved = _top1(outputs[0], stored["labels"]) - _top1(stored["output_0"], stored["labels"])
+        assert abs(moved) <= EXCEPTIONS.get(path.stem, ALLOWED_POINTS)
+
+
+def _session(path: Path) -> ort.InferenceSession:
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.log_severity_level = 3
+    return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+
+def _top1(logits: np.ndarray, labels: np.ndarray) -> float:
+    return 100.0 * float((logits.argmax(-1) == labels).mean())

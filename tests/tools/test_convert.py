@@ -1,0 +1,359 @@
+"""``qat2int8 convert``: what it writes, what it reports, how it ends."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import networks
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+from fake_quant import images
+from support import REPOSITORY
+from typer.testing import CliRunner, Result
+
+from qat2int8.tools.cli import app
+
+INTEGERS = {"QuantizeLinear", "DequantizeLinear"}
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small residual network, every Conv and Gemm with fake quant on its inputs."""
+    path = tmp_path_factory.mktemp("source") / "model.onnx"
+    onnx.save(networks.tiny_resnet(), path)
+    return path
+
+
+def invoke(source: Path, folder: Path, *words: object) -> Result:
+    command = ["convert", str(source), "-o", str(folder / "int8.onnx"), *map(str, words)]
+    return CliRunner().invoke(app, command)
+
+
+def converted(source: Path, folder: Path, *words: object) -> onnx.ModelProto:
+    result = invoke(source, folder, *words)
+    assert result.exit_code == 0, result.output
+    assert result.stderr == ""
+    return onnx.load(folder / "int8.onnx")
+
+
+def options(model: onnx.ModelProto) -> str:
+    """The pipeline that is stamped into ``model``."""
+    return next(entry.value for entry in model.metadata_props if entry.key == "qat2int8.pipeline")
+
+
+def nodes_in_float(model: onnx.ModelProto) -> set[str]:
+    """Conv and Gemm nodes whose weight is in float."""
+    makers = {name: node.op_type for node in model.graph.node for name in node.output}
+    return {
+        node.name
+        for node in model.graph.node
+        if node.op_type in ("Conv", "Gemm") and makers.get(node.input[1]) != "DequantizeLinear"
+    }
+
+
+def answers(path: Path) -> np.ndarray:
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.log_severity_level = 3
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    shape = session.get_inputs()[0].shape
+    (result,) = session.run(None, {session.get_inputs()[0].name: images(8, shape[2])})
+    return np.asarray(result)
+
+
+# -- the report -------------------------------------------------------------------------------------------------
+
+
+def test_the_report(source: Path, tmp_path: Path) -> None:
+    result = invoke(source, tmp_path)
+    assert result.exit_code == 0, result.output
+    lines = result.stdout.splitlines()
+    assert lines[0].split() == ["op", "before", "after"]
+    labels = [line.split()[0] for line in lines if line and not line.startswith((" ", "─"))]
+    assert labels[-5:] == ["certificate", "fidelity", "size", "written", "left"]
+    assert any(line.startswith("certificate  100.0 % of ") for line in lines)
+    assert "left float   no Conv, Gemm or MatMul" in lines
+    assert result.stderr == ""
+
+
+def test_op_types_that_did_not_change_share_a_row(source: Path, tmp_path: Path) -> None:
+    def rows(*words: str) -> dict[str, list[str]]:
+        text = invoke(source, tmp_path, *words).stdout.split("\n\n")[0]
+        split = [line.rsplit(maxsplit=2) for line in text.splitlines()[2:]]
+        return {name: counts for name, *counts in split}
+
+    short, full = rows(), rows("-v")
+    assert all(before != after for name, (before, after) in short.items() if not name.endswith("others"))
+    (others,) = (name for name in short if name.endswith("others"))
+    assert not any(name.endswith("others") for name in full)
+    unchanged = [counts for name, counts in full.items() if counts[0] == counts[1] and name != "all"]
+    assert others == f"{len(unchanged)} others"
+    assert int(short[others][0]) == sum(int(counts[0]) for counts in unchanged)
+    assert short["all"] == full["all"]
+
+
+@pytest.mark.parametrize("columns", [80, 60, 30])
+def test_the_report_fits_the_terminal(
+    source: Path, tmp_path: Path, columns: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    monkeypatch.setenv("NO_COLOR", "1")
+    result = invoke(source, tmp_path, "--skip-node", "*")
+    assert result.exit_code == 0, result.output
+    told = [
+        line for line in result.stdout.splitlines() if not line.startswith(("written", "certificate", "fidelity"))
+    ]
+    assert max(map(len, told)) <= max(columns, 60)
+    assert "\x1b" not in result.stdout
+
+
+def test_what_stayed_float_is_told_by_reason(source: Path, tmp_path: Path) -> None:
+    names = [node.name for node in networks.tiny_resnet().graph.node if node.op_type == "Conv"]
+    lines = invoke(source, tmp_path, "--skip-node", names[1], "--skip-node", names[2]).stdout.splitlines()
+    at = next(index for index, line in enumerate(lines) if line.startswith("left float"))
+    told = " ".join(line.strip() for line in lines[at:])
+    assert told.count("left in float as asked") == 1
+    assert f"{names[1]} (" in told
+    assert f"{names[2]} (" in told
+
+
+def test_verbose_tells_notes_and_every_node(tmp_path: Path) -> None:
+    proto = networks.tiny_resnet()
+    # The habit of IR version 3: a note for each.
+    for tensor in proto.graph.initializer:
+        proto.graph.input.append(onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
+    onnx.save(proto, tmp_path / "model.onnx")
+    plain, verbose = (
+        invoke(tmp_path / "model.onnx", tmp_path, "--skip-node", "*", *words).stdout for words in ((), ("-v",))
+    )
+    assert " note: " in verbose
+    assert " note: " not in plain
+    assert "and 1 more (--verbose shows them)" in " ".join(plain.split())
+    assert "--verbose" not in verbose
+
+
+def test_quiet_says_nothing(source: Path, tmp_path: Path) -> None:
+    result = invoke(source, tmp_path, "--quiet")
+    assert (result.exit_code, result.output) == (0, "")
+    assert (tmp_path / "int8.onnx").exists()
+
+
+def test_json(source: Path, tmp_path: Path) -> None:
+    result = invoke(source, tmp_path, "--json", "--fp32-out", tmp_path / "fp32.onnx", "--skip-node", "Gemm_*")
+    assert result.stderr == ""
+
+    def refuse(name: str) -> None:
+        raise AssertionError(f"{name} is not JSON")
+
+    document = json.loads(result.stdout, parse_constant=refuse)
+    assert set(document) == {
+        "source",
+        "output",
+        "fp32_output",
+        "target",
+        "pipeline",
+        "seconds",
+        "bytes",
+        "nodes",
+        "certificate",
+        "fidelity",
+        "diagnostics",
+        "requirement_met",
+    }
+    assert document["source"] == str(source)
+    assert document["output"] == str(tmp_path / "int8.onnx")
+    assert document["fp32_output"] == str(tmp_path / "fp32.onnx")
+    assert document["target"] == "ort-x86"
+    written = onnx.load(tmp_path / "int8.onnx")
+    assert document["pipeline"] == options(written)
+    assert document["bytes"] == {
+        "before": source.stat().st_size,
+        "after": (tmp_path / "int8.onnx").stat().st_size,
+    }
+    assert sum(document["nodes"]["after"].values()) == len(written.graph.node)
+    assert 99.0 < document["certificate"]["integer_macs_percent"] < 100.0
+    assert len(document["certificate"]["compute"]) == sum(
+        node.op_type in ("Conv", "Gemm") for node in written.graph.node
+    )
+    assert document["fidelity"]["outputs"][0]["name"] == written.graph.output[0].name
+    assert {"code", "severity", "reason", "node", "value", "remedy", "pass_name"} == set(
+        document["diagnostics"][0]
+    )
+    assert document["requirement_met"] is True
+
+
+def test_json_has_no_infinity(tmp_path: Path) -> None:
+    """Nothing is quantized, so that both models compute the same."""
+    onnx.save(networks.tiny_resnet(), tmp_path / "model.onnx")
+    result = invoke(tmp_path / "model.onnx", tmp_path, "--json", "--pipeline", "cleanup")
+    assert result.exit_code == 0, result.output
+    document = json.loads(result.stdout)
+    assert document["fidelity"]["outputs"][0]["sqnr_db"] is None
+    assert document["fidelity"]["outputs"][0]["max_error"] == 0.0
+    plain = invoke(tmp_path / "model.onnx", tmp_path, "--pipeline", "cleanup").stdout
+    assert "fidelity     identical to the fake-quant model" in plain
+
+
+def test_without_fidelity(source: Path, tmp_path: Path) -> None:
+    assert "\nfidelity " not in invoke(source, tmp_path, "--no-fidelity").stdout
+    assert json.loads(invoke(source, tmp_path, "--no-fidelity", "--json").stdout)["fidelity"] is None
+
+
+def test_a_share_is_not_rounded_up_to_all() -> None:
+    from qat2int8.tools.convert import _percent
+
+    assert _percent(100.0) == "100.0 %"
+    assert _percent(99.99) == "99.9 %"
+    assert _percent(0.0) == "0.0 %"
+
+
+# -- what is converted ------------------------------------------------------------------------------------------
+
+
+def test_the_result_is_close_to_its_source(source: Path, tmp_path: Path) -> None:
+    model = converted(source, tmp_path)
+    assert nodes_in_float(model) == set()
+    expected, actual = answers(source), answers(tmp_path / "int8.onnx")
+    assert np.square(actual - expected).sum() < 1e-2 * np.square(expected).sum()
+
+
+def test_fp32_out_is_the_float_model(source: Path, tmp_path: Path) -> None:
+    converted(source, tmp_path, "--fp32-out", tmp_path / "fp32.onnx")
+    plain = onnx.load(tmp_path / "fp32.onnx")
+    kinds = {node.op_type for node in plain.graph.node}
+    assert not kinds & {*INTEGERS, "BatchNormalization"}
+    without = onnx.load(source)
+    _drop_activation_fakes(without)
+    onnx.save(without, tmp_path / "without.onnx")
+    expected = answers(tmp_path / "without.onnx")
+    np.testing.assert_allclose(answers(tmp_path / "fp32.onnx"), expected, rtol=1e-4, atol=1e-4)
+    assert not np.allclose(expected, answers(source), rtol=1e-4, atol=1e-4)
+
+
+def _drop_activation_fakes(model: onnx.ModelProto) -> None:
+    """Let every node read past the pairs that stand on no initializer."""
+    constants = {tensor.name for tensor in model.graph.initializer}
+    makers = {node.output[0]: node for node in model.graph.node}
+    for node in model.graph.node:
+        for index, name in enumerate(node.input):
+            pair = makers.get(name)
+            if pair is not None and pair.op_type == "DequantizeLinear" and node.op_type != "QuantizeLinear":
+                original = makers[pair.input[0]].input[0]
+                if original not in constants:
+                    node.input[index] = original
+
+
+def test_quantize_ops(source: Path, tmp_path: Path) -> None:
+    model = converted(source, tmp_path, "--quantize-ops", "Gemm", "--on-missing-scale", "float")
+    convs = {node.name for node in model.graph.node if node.op_type == "Conv"}
+    assert nodes_in_float(model) == convs
+    both = converted(source, tmp_path, "--quantize-ops", " Gemm, Conv,", "--on-missing-scale", "float")
+    assert nodes_in_float(both) == set()
+
+
+def test_on_missing_scale(tmp_path: Path) -> None:
+    proto = networks.tiny_resnet(bn_folded=True)
+    (gemm,) = (node for node in proto.graph.node if node.op_type == "Gemm")
+    pair = next(node for node in proto.graph.node if node.output[0] == gemm.input[0])
+    quantize = next(node for node in proto.graph.node if node.output[0] == pair.input[0])
+    gemm.input[0] = quantize.input[0]
+    proto.graph.node.remove(pair)
+    proto.graph.node.remove(quantize)
+    onnx.save(proto, tmp_path / "model.onnx")
+    words = ("--quantize-ops", "Conv,Gemm")
+    result = invoke(tmp_path / "model.onnx", tmp_path, *words)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert not (tmp_path / "int8.onnx").exists()
+    (line,) = result.stderr.splitlines()
+    assert "scale" in line or "grid" in line
+    converted(tmp_path / "model.onnx", tmp_path, *words, "--on-missing-scale", "float")
+
+
+def test_skip_node_takes_names_and_patterns(source: Path, tmp_path: Path) -> None:
+    convs = [node.name for node in onnx.load(source).graph.node if node.op_type == "Conv"]
+    model = converted(source, tmp_path, "--skip-node", convs[0], "--skip-node", f"{convs[-1][:-1]}*")
+    left = nodes_in_float(model)
+    assert {convs[0], convs[-1]} <= left
+    assert len(left) < len(convs)
+
+
+@pytest.mark.parametrize("encoding", ["same-grid", "refine", "exact"])
+def test_relu_encoding(source: Path, tmp_path: Path, encoding: str) -> None:
+    model = converted(source, tmp_path, "--relu-encoding", encoding)
+    assert f"encoding={encoding}" in options(model) or f"encoding: {encoding}" in options(model)
+
+
+def test_the_relu_encodings_differ(source: Path, tmp_path: Path) -> None:
+    results = []
+    for encoding in ("same-grid", "refine"):
+        converted(source, tmp_path, "--relu-encoding", encoding)
+        results.append(answers(tmp_path / "int8.onnx"))
+    assert not np.array_equal(*results)
+
+
+def test_pipeline_by_name_file_and_text(source: Path, tmp_path: Path) -> None:
+    by_name = converted(source, tmp_path, "--pipeline", "qat-to-int8")
+    text = options(by_name)
+    by_text = converted(source, tmp_path, "--pipeline", text)
+    passes = "\n".join(f"  - {one}" for one in text.split(","))
+    (tmp_path / "mine.yaml").write_text(f"name: mine\npasses:\n{passes}\n", encoding="utf-8")
+    by_file = converted(source, tmp_path, "--pipeline", tmp_path / "mine.yaml")
+    assert by_name.graph == by_text.graph == by_file.graph
+    assert options(by_file) == text
+
+
+@pytest.mark.parametrize("level", ["none", "structure", "checker"])
+def test_verify_levels(source: Path, tmp_path: Path, level: str) -> None:
+    assert converted(source, tmp_path, "--verify", level).graph == converted(source, tmp_path).graph
+
+
+def test_verifying_numbers(source: Path, tmp_path: Path) -> None:
+    passes = "raise-opset,canonicalize,fold-constants,cleanup"
+    converted(source, tmp_path, "--pipeline", passes, "--verify", "numeric")
+
+
+def test_target(source: Path, tmp_path: Path) -> None:
+    shipped = (REPOSITORY / "pipelines" / "targets" / "ort-x86.yaml").read_text(encoding="utf-8")
+    mine = shipped.replace("name: ort-x86", "name: mine").replace(
+        "per_channel_weights: true", "per_channel_weights: false"
+    )
+    (tmp_path / "mine.yaml").write_text(mine, encoding="utf-8")
+    model = converted(source, tmp_path, "--target", tmp_path / "mine.yaml")
+    entries = {entry.key: entry.value for entry in model.metadata_props}
+    assert entries["qat2int8.target"] == "mine"
+    assert model.graph != converted(source, tmp_path).graph
+
+
+# -- the requirement --------------------------------------------------------------------------------------------
+
+
+def test_a_requirement_that_is_met(source: Path, tmp_path: Path) -> None:
+    converted(source, tmp_path, "--require-int8", "100")
+
+
+@pytest.mark.parametrize("words", [(), ("--quiet",), ("--json",)], ids=["plain", "quiet", "json"])
+def test_a_requirement_that_is_not_met(source: Path, tmp_path: Path, words: tuple[str, ...]) -> None:
+    result = invoke(source, tmp_path, "--require-int8", "90", "--skip-node", "*", *words)
+    assert result.exit_code == 1
+    assert result.stderr == ("requirement not met: 0.0 % of multiply-accumulates are integer, 90 % required\n")
+    assert (tmp_path / "int8.onnx").exists()
+    if words == ("--json",):
+        assert json.loads(result.stdout)["requirement_met"] is False
+
+
+# -- as a process -----------------------------------------------------------------------------------------------
+
+
+def test_piped_into_a_file(source: Path, tmp_path: Path) -> None:
+    words = [sys.executable, "-m", "qat2int8", "convert", str(source), "-o", str(tmp_path / "int8.onnx")]
+    done = subprocess.run(words, capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "\x1b" not in done.stdout
+    assert "certificate  100.0 %" in done.stdout
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["int8.onnx"]

@@ -1,0 +1,42 @@
+"""``qat2int8 demo``: the bundled network, converted and measured."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from typer.testing import CliRunner
+
+from qat2int8.tools.cli import app
+
+MODELS = ["float", "fake quant, as exported", "int8, converted"]
+
+
+def test_demo_measures_three_models(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("qat2int8.tools.demo._ROUNDS", 2)
+    result = CliRunner().invoke(app, ["demo"])
+    assert result.exit_code == 0, result.output
+    assert result.stderr == ""
+    lines = result.stdout.splitlines()
+    assert all(len(line) <= 80 for line in lines)
+    for name in MODELS:
+        assert sum(line.startswith(name) for line in lines) == 1
+    assert any(line.startswith("certificate  100.0 % of ") for line in lines)
+    assert sum(line.startswith("fidelity ") for line in lines) == 1
+    assert "left float   no Conv, Gemm or MatMul" in lines
+
+
+def test_demo_as_json(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("qat2int8.tools.demo._ROUNDS", 1)
+    document = json.loads(CliRunner().invoke(app, ["demo", "--json"]).stdout)
+    assert [row["model"] for row in document["rows"]] == MODELS
+    top1 = {row["model"]: float(row["top-1"].split()[0]) for row in document["rows"]}
+    assert top1["int8, converted"] >= top1["fake quant, as exported"] - 0.5
+    assert document["certificate"]["integer_macs_percent"] == 100.0
+    assert document["fidelity"]["samples"] == 500
+
+
+def test_demo_can_be_quiet(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("qat2int8.tools.demo._ROUNDS", 1)
+    result = CliRunner().invoke(app, ["demo", "--quiet"])
+    assert (result.exit_code, result.output) == (0, "")
