@@ -8,10 +8,14 @@ from collections.abc import Callable
 import networks
 import numpy as np
 import onnx
+import onnx_ir as oir
 import pytest
 from fake_quant import images
 from onnx import numpy_helper
 from support import run
+
+import qat2int8
+from qat2int8 import Conversion, Model
 
 SMALL: dict[str, Callable[..., onnx.ModelProto]] = {
     "tiny_resnet": networks.tiny_resnet,
@@ -87,3 +91,126 @@ def test_sizes_the_tests_and_benchmarks_count_on() -> None:
     assert 450 < len(networks.deep_chain(33).graph.node) < 550
     assert networks.tiny_resnet(seed=3) == networks.tiny_resnet(seed=3)
     assert networks.tiny_resnet(seed=3) != networks.tiny_resnet(seed=4)
+
+
+# -- converted --------------------------------------------------------------------------------------------------
+
+ROUNDING = 3.0
+"""Decibels; see :func:`noise_floor`."""
+CLOSE = 35.0
+"""Decibels; the steps of tensors that QAT did not observe are in it."""
+
+
+def decibels(reference: np.ndarray, other: np.ndarray) -> float:
+    return float(10 * np.log10(np.square(reference).sum() / np.square(other - reference).sum()))
+
+
+def noise_floor(model: onnx.ModelProto, feeds: dict[str, np.ndarray]) -> float:
+    """How far the outputs of ``model`` itself move when its inputs move by a fraction of their quantizer's step.
+
+    Random networks are chaotic: one activation that rounds the other way changes the next layers' roundings. No
+    conversion that rounds anywhere can be closer than this.
+    """
+    quantizer = next(node for node in model.graph.node if node.input[:1] == ["image"])
+    step = next(float(numpy_helper.to_array(t)) for t in model.graph.initializer if t.name == quantizer.input[1])
+    noise = np.random.default_rng(0).standard_normal(feeds["image"].shape)
+    reference = run(model, feeds)[0]
+    return min(
+        decibels(reference, run(model, {"image": (feeds["image"] + part * step * noise).astype(np.float32)})[0])
+        for part in (0.05, 0.25)
+    )
+
+
+def stays_float(node: oir.Node, model: Model) -> bool:
+    """Whether ``node`` neither computes on integers nor stands between Dequantize and Quantize."""
+    data = [value for value in node.inputs if value is not None and model.constant(value) is None]
+    if all(value.dtype in (oir.DataType.INT8, oir.DataType.UINT8) for value in data):
+        return False
+    makers = [value.producer() for value in data]
+    dequantized = all(maker is not None and maker.op_type == "DequantizeLinear" for maker in makers)
+    readers = {use.node.op_type for use in node.outputs[0].uses()}
+    quantized = readers == {"QuantizeLinear"} and not node.outputs[0].is_graph_output()
+    return not (dequantized and (quantized or node.op_type in ("Gemm", "MatMul")))
+
+
+@pytest.fixture(scope="module", params=SMALL)
+def exports(request: pytest.FixtureRequest) -> dict[str, tuple[onnx.ModelProto, Conversion]]:
+    """One network as three exporters write it, with what became of each."""
+    write = SMALL[request.param]
+    models = {
+        "plain": write(),
+        "shared quantizers": write(shared_quantizers=True),
+        "folded": write(bn_folded=True),
+    }
+    return {name: (model, qat2int8.convert(model)) for name, model in models.items()}
+
+
+def test_with_batch_norm_statistics_everything_that_multiplies_is_integer(
+    exports: dict[str, tuple[onnx.ModelProto, Conversion]],
+) -> None:
+    for name in ("plain", "shared quantizers"):
+        conversion = exports[name][1]
+        assert conversion.certificate.float_compute == ()
+        assert not {"Conv", "FusedConv", "Gemm", "MatMul"} & set(conversion.certificate.executed)
+        assert "BatchNormalization" not in conversion.after
+
+
+def test_shared_quantizers_change_nothing(exports: dict[str, tuple[onnx.ModelProto, Conversion]]) -> None:
+    (plain, one), (_, other) = exports["plain"], exports["shared quantizers"]
+    feeds = {"image": images(4, side(plain), seed=7)}
+    assert one.after == other.after
+    np.testing.assert_array_equal(run(one.model, feeds)[0], run(other.model, feeds)[0])
+
+
+def test_converted_numbers_are_as_close_as_rounding_allows(
+    exports: dict[str, tuple[onnx.ModelProto, Conversion]],
+) -> None:
+    for model, conversion in exports.values():
+        feeds = {"image": images(16, side(model), seed=7)}
+        reference = run(model, feeds)[0]
+        enough = min(noise_floor(model, feeds) - ROUNDING, CLOSE)
+        assert decibels(reference, run(conversion.model, feeds)[0]) > enough
+        assert conversion.fidelity_on([feeds]).sqnr_db > enough
+
+
+def test_trained_weights_are_the_integers_of_the_result(
+    exports: dict[str, tuple[onnx.ModelProto, Conversion]],
+) -> None:
+    """Folding BatchNormalization moves a channel's scale and sign, never its integers."""
+    for model, conversion in exports.values():
+        arrays = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+        trained = set()
+        for node in model.graph.node:
+            if node.op_type == "QuantizeLinear" and node.input[0] in arrays:
+                weight, scale = (arrays[name].reshape(len(arrays[name]), -1) for name in node.input[:2])
+                trained |= {_magnitudes(row) for row in np.rint(weight / scale).clip(-127, 127)}
+        found = 0
+        for node in conversion.model.nodes("Conv"):
+            maker = node.inputs[1].producer() if node.inputs[1] is not None else None
+            if maker is None or maker.op_type != "DequantizeLinear":
+                continue
+            integers = conversion.model.constant(maker.inputs[0])
+            assert integers is not None
+            found += len(integers)
+            strangers = [row for row in integers.reshape(len(integers), -1) if _magnitudes(row) not in trained]
+            assert not strangers, node.name
+        assert found
+
+
+def _magnitudes(row: np.ndarray) -> bytes:
+    """The integers of one filter without signs, order and zeros: stems get zeros and another layout for speed."""
+    levels = np.sort(np.abs(row.astype(np.int16)))
+    return levels[levels > 0].tobytes()
+
+
+def test_every_op_that_could_be_integer_and_is_not_has_a_reason(
+    exports: dict[str, tuple[onnx.ModelProto, Conversion]],
+) -> None:
+    for _, conversion in exports.values():
+        told = {finding.node: finding for finding in conversion.diagnostics}
+        for node in conversion.model.nodes():
+            if node.op_type in conversion.target.ops and stays_float(node, conversion.model):
+                assert node.name in told, node.name
+                assert told[node.name].reason
+        for record in conversion.certificate.float_compute:
+            assert told[record.node].remedy
