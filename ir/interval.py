@@ -28,6 +28,11 @@ class Interval:
         """The largest magnitude."""
         return max(abs(self.lo), abs(self.hi))
 
+    @property
+    def width(self) -> float:
+        """The distance between the ends."""
+        return self.hi - self.lo
+
     def __and__(self, other: Interval) -> Interval:
         """The common part; where there is none, the end of ``self`` nearest to ``other``."""
         lo, hi = max(self.lo, other.lo), min(self.hi, other.hi)

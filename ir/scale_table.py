@@ -67,7 +67,7 @@ class ScaleTable:
             if params.source > present.source:
                 self._grids[value] = params
             return None
-        wider = (params.source, params.interval.amax) > (present.source, present.interval.amax)
+        wider = (params.source, params.interval.width) > (present.source, present.interval.width)
         kept, lost = (params, present) if wider else (present, params)
         self._grids[value] = kept
         if kept.source is not lost.source and kept.source < Provenance.TRAINED:

@@ -115,6 +115,7 @@ class _Placement:
                 self.chosen[node] = kernel
                 self.counts[node.op_type] = self.counts.get(node.op_type, 0) + 1
                 self._claim(kernel)
+                self._note_activation(kernel)
             elif kernel.rule.contract is not Contract.MOVEMENT or node in self.skipped or self._is_fed(kernel):
                 self.diagnostics.append(reason)
 
@@ -125,6 +126,28 @@ class _Placement:
             for value in kernel.outputs:
                 self.tensors.setdefault(value, self._grid(value))
                 self.computed.add(value)
+
+    def _note_activation(self, kernel: Kernel) -> None:
+        """A Relu or Clip whose grid does not do its clamping runs in float between two quantizers."""
+        result = kernel.node.outputs[0]
+        readers = [use.node for use in result.uses()]
+        if kernel.activation is not None or len(readers) != 1 or result.is_graph_output():
+            return
+        activation = readers[0]
+        params = (
+            self.model.scales.get(activation.outputs[0]) if activation.op_type in kernel.rule.absorbs else None
+        )
+        if params is not None:
+            self.diagnostics.append(
+                self.owner.note(
+                    Code.ACTIVATION_NOT_ABSORBED,
+                    f"{activation.op_type} runs in float: its output's grid {params} does not clamp where it does",
+                    node=activation.name or "",
+                    value=activation.outputs[0].name or "",
+                    severity=Severity.NOTE,
+                    remedy="train its output on a grid that begins at zero and ends within the clamp",
+                )
+            )
 
     def write(self) -> None:
         """Put the nodes in."""

@@ -879,3 +879,21 @@ def test_a_clip_is_absorbed_where_the_grid_ends_inside(high: float, absorbed: bo
     place(model)
     assert ("c_quantized" not in model.values()) == absorbed
     assert ("QLinearConv" in executed(model)) or not absorbed
+
+
+def test_an_activation_that_no_grid_computes_is_reported() -> None:
+    model = parse(
+        """
+        g (float[1,1,2,2] x) => (float[1,1,2,2] y) <float[1,1,1,1] w = {1}> {
+          [conv] c = Conv (x, w)
+          [relu] r = Relu (c)
+          [conv2] y = Conv (r, w)
+        }
+        """
+    )
+    values = model.values()
+    for name in ("x", "c", "r", "y"):
+        model.scales.set(values[name], QuantParams.make(0.1, 100, UINT8))
+    model.scales.set(values["w"], QuantParams.make(0.01, 0, INT8))
+    notes = place(model).diagnostics
+    assert [(d.node, d.value) for d in notes if d.code is Code.ACTIVATION_NOT_ABSORBED] == [("relu", "r")]
