@@ -125,6 +125,8 @@ def check_output_path(path: str | os.PathLike[str], *, source: str | os.PathLike
     folder = path.parent
     if path.is_dir():
         raise OutputError("is a folder", where=str(path), remedy="name a file in it")
+    if path.exists() and not path.is_file():  # such as /dev/null, which a rename would replace
+        raise OutputError("is a device or pipe, not a file", where=str(path), remedy="name a file")
     if not folder.is_dir():
         reason = "is not a folder" if folder.exists() else "does not exist"
         raise OutputError(f"the folder '{folder}' {reason}", where=str(path), remedy="create it first")

@@ -189,6 +189,8 @@ def report_float(report: Report, conversion: Conversion) -> None:
         report.item(reason, nodes, indent=13)
 
 
+_DOUBTFUL_DB = 15.0
+"""Below this, answers change; made-up inputs may be to blame, or a grid."""
 _REASONS = ("Q301", "Q302", "Q303", "Q304")
 
 
@@ -230,7 +232,8 @@ def _fidelity_lines(compared: Fidelity | DataError) -> tuple[str, str]:
         first = f"{worst:.1f} dB against the fake-quant model"
     if compared.same_argmax_percent is not None and math.isfinite(worst):
         first += f", same answer on {_percent(compared.same_argmax_percent)}"
-    return first, f"({compared.data} inputs: {compared.samples})"
+    doubt = "; low: measure it on your data" if worst < _DOUBTFUL_DB else ""
+    return first, f"({compared.data} inputs: {compared.samples}{doubt})"
 
 
 def _why(finding: Diagnostic | None) -> str:

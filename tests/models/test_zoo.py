@@ -25,7 +25,8 @@ ALLOWED_POINTS = 1.0
 """How far top-1 may be from that of the training framework, in percentage points."""
 
 EXCEPTIONS = {
-    # Answers near chance on a task it was hardly trained for: a third of its largest logits tie within one step.
+    # The grid behind the Relu begins below zero; put on a grid that begins at zero it saturates later, and this
+    # network, hardly trained, answers at less than 50 %.
     "tf_qat_deconv": 3.0,
     "tflite_deconv": 3.0,
 }

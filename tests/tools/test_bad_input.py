@@ -241,6 +241,11 @@ def test_output_is_a_folder(folder: Path) -> None:
     assert "is a folder" in refused(folder)
 
 
+def test_output_is_no_regular_file(folder: Path) -> None:
+    os.mkfifo(folder / "out.onnx")
+    assert "is a device or pipe, not a file (name a file)" in refused(folder)
+
+
 @pytest.mark.parametrize("link", [os.symlink, os.link, None], ids=["symlink", "hard link", "itself"])
 def test_output_is_the_input(folder: Path, link: Callable[[Path, Path], None] | None) -> None:
     output = "m.onnx"

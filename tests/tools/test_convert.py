@@ -205,6 +205,30 @@ def test_without_fidelity(source: Path, tmp_path: Path) -> None:
     assert json.loads(invoke(source, tmp_path, "--no-fidelity", "--json").stdout)["fidelity"] is None
 
 
+def test_poor_fidelity_is_doubted(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    doubt = "low: measure it on your data"
+    assert doubt not in invoke(source, tmp_path).stdout
+    monkeypatch.setattr("qat2int8.tools.convert._DOUBTFUL_DB", 200.0)
+    assert doubt in invoke(source, tmp_path).stdout
+
+
+def test_inputs_that_cannot_be_made_up_are_no_failure(tmp_path: Path) -> None:
+    """A second input that must hold the sizes of the first: random numbers are none."""
+    proto = networks.tiny_resnet()
+    result = proto.graph.output[0].name
+    proto.graph.input.append(onnx.helper.make_tensor_value_info("shape", onnx.TensorProto.INT64, [3]))
+    proto.graph.node.append(onnx.helper.make_node("Reshape", [result, "shape"], ["reshaped"], name="reshape"))
+    del proto.graph.output[:]
+    proto.graph.output.append(
+        onnx.helper.make_tensor_value_info("reshaped", onnx.TensorProto.FLOAT, ["a", "b", "c"])
+    )
+    onnx.save(proto, tmp_path / "model.onnx")
+    told = invoke(tmp_path / "model.onnx", tmp_path)
+    assert told.exit_code == 0, told.output
+    assert "fidelity     not measured on synthetic inputs" in told.stdout
+    assert json.loads(invoke(tmp_path / "model.onnx", tmp_path, "--json").stdout)["fidelity"] is None
+
+
 def test_a_share_is_not_rounded_up_to_all() -> None:
     from qat2int8.tools.convert import _percent
 
