@@ -79,7 +79,7 @@ class RecoverWeightGrids(Pass):
             model.scales.set(weight, grid)
             notes.append(
                 self.note(
-                    Code.SCALE_DERIVED,
+                    Code.WEIGHT_GRID_COMPUTED,
                     f"the weight has no fake quant, but lies on {grid}",
                     severity=Severity.NOTE,
                     node=node.name or "",
