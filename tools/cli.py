@@ -5,6 +5,7 @@ Exit codes: 0 done; 1 a requirement was not met; 2 bad usage or bad input; 130 i
 
 from __future__ import annotations
 
+import io
 import sys
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any
@@ -137,4 +138,8 @@ for _name, (_function, _summary, _example) in COMMANDS.items():
 
 def main() -> None:
     """The console entry point."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # Names in a model can hold what the terminal cannot show.
+            stream.reconfigure(errors="backslashreplace")
     app()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -381,3 +382,20 @@ def test_piped_into_a_file(source: Path, tmp_path: Path) -> None:
     assert "\x1b" not in done.stdout
     assert "certificate  100.0 %" in done.stdout
     assert sorted(path.name for path in tmp_path.iterdir()) == ["int8.onnx"]
+
+
+def test_names_that_the_terminal_cannot_show(tmp_path: Path) -> None:
+    proto = networks.tiny_resnet()
+    next(node for node in proto.graph.node if node.op_type == "Conv").name = "Faltung_→"
+    onnx.save(proto, tmp_path / "model.onnx")
+    words = ["convert", str(tmp_path / "model.onnx"), "-o", str(tmp_path / "int8.onnx"), "--skip-node", "Faltung*"]
+    done = subprocess.run(
+        [sys.executable, "-m", "qat2int8", *words],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=os.environ | {"PYTHONIOENCODING": "ascii"},
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "Faltung_\\u2192 (" in done.stdout
+    assert "─" not in done.stdout
