@@ -35,7 +35,8 @@ class CentreWeights(Pass):
     Weights that anything but layers of the target reads, or layers with different output channels, are left.
 
     Options:
-        exact: leave weights in which a channel would be rounded again; their layers then stay in float.
+        exact: take the grid from weights in which a channel would be rounded again, so that their layers stay in
+            float, with the values that were trained.
     """
 
     name = "centre-weights"
@@ -46,7 +47,7 @@ class CentreWeights(Pass):
 
     def run(self, model: Model, ctx: Context) -> PassResult:
         notes: list[Diagnostic] = []
-        counts = {"centred": 0, "rounded again": 0}
+        counts = {"centred": 0, "rounded again": 0, "left in float": 0}
         for weight, grid in model.scales.items():
             if grid.symmetric or grid.dtype.bits > INT8.bits or not weight.is_initializer():
                 continue
@@ -60,14 +61,24 @@ class CentreWeights(Pass):
             centred = _centred(array, grid, axis)
             where = {"node": readers[0].name or "", "value": weight.name or ""}
             if centred.inexact and self.exact:
-                reason = f"{centred.inexact} of {centred.channels} channels do not fit int8 with zero point 0"
-                notes.append(self.note(Code.KEPT_FLOAT, reason, severity=Severity.NOTE, remedy=_REMEDY, **where))
+                model.scales.discard(weight)
+                counts["left in float"] += 1
+                notes.append(self._left(centred, where))
                 continue
             model.scales.set(weight, centred.grid)
             counts["rounded again" if centred.inexact else "centred"] += 1
             if centred.inexact:
                 notes.append(self._rounded(centred, where))
         return PassResult(counts, tuple(notes))
+
+    def _left(self, centred: _Centred, where: dict[str, str]) -> Diagnostic:
+        return self.note(
+            Code.KEPT_FLOAT,
+            f"left in float: {centred.inexact} of {centred.channels} channels do not fit int8 with zero point 0",
+            severity=Severity.NOTE,
+            remedy=_REMEDY,
+            **where,
+        )
 
     def _rounded(self, centred: _Centred, where: dict[str, str]) -> Diagnostic:
         return self.note(

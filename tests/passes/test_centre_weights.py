@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from support import TARGET, apply, graph_text, run
 
 from qat2int8.ir import INT8, UINT8, Code, Contract, Model, OpRule, QuantDType, QuantParams, Severity
-from qat2int8.passes import Context, find_pass
+from qat2int8.passes import Context
 from qat2int8.passes.centre_weights import CentreWeights
 from qat2int8.passes.fuse_conv_bn import FuseConvBn
 from qat2int8.passes.insert_quantize_dequantize import InsertQuantizeDequantize
@@ -68,7 +68,7 @@ def test_channels_that_fit_keep_step_and_integers() -> None:
     model = layer(FITTING, QuantParams.make(0.25, 100, UINT8, origin="DequantizeLinear 'd'"))
     before, values = graph_text(model), model.constant(model.graph.initializers["w"])
     result = apply(CentreWeights(), model, CTX)
-    assert result.counts == {"centred": 1, "rounded again": 0}
+    assert result.counts == {"centred": 1, "rounded again": 0, "left in float": 0}
     assert not result.diagnostics
     assert grid(model).same_grid(QuantParams.make(0.25, 0, NARROW))
     assert grid(model).origin == "DequantizeLinear 'd', centred"
@@ -80,7 +80,7 @@ def test_channels_that_fit_keep_step_and_integers() -> None:
 def test_a_channel_that_does_not_fit_is_rounded_to_the_step_of_its_farthest_level() -> None:
     model = layer([[3, 100, 227], [254, 100, 101], [255, 0, 100]], QuantParams.make(0.25, 100, UINT8))
     result = apply(CentreWeights(), model, CTX)
-    assert result.counts == {"centred": 0, "rounded again": 1}
+    assert result.counts == {"centred": 0, "rounded again": 1, "left in float": 0}
     params = grid(model)
     assert (params.axis, params.dtype) == (0, NARROW)
     np.testing.assert_allclose(params.scale, [0.25, 0.25 * 154 / 127, 0.25 * 155 / 127], rtol=1e-7)
@@ -139,15 +139,19 @@ def test_a_target_without_steps_per_channel_gets_one_step() -> None:
     assert grid(model).same_grid(QuantParams.make(0.25 * 155 / 127, 0, NARROW))
 
 
-def test_exact_leaves_what_would_be_rounded_and_says_so() -> None:
+def test_exact_leaves_layers_in_float_that_would_be_rounded() -> None:
     params = QuantParams.make(0.25, 100, UINT8)
     model = layer([[255, 100], [0, 100]], params)
+    model.scales.set(model.graph.inputs[0], QuantParams.make(0.5, 128, UINT8))
+    before, weight = model.to_proto(), model.graph.initializers["w"]
     result = apply(CentreWeights(exact=True), model, CTX)
-    assert not result.modified
-    assert grid(model) is params
+    assert result.counts == {"centred": 0, "rounded again": 0, "left in float": 1}
+    assert weight not in model.scales
     (note,) = result.diagnostics
     assert (note.code, note.severity) == (Code.KEPT_FLOAT, Severity.NOTE)
     assert "1 of 2 channels" in note.reason
+    InsertQuantizeDequantize().run(model, CTX)
+    assert model.to_proto() == before
     assert apply(CentreWeights(exact=True), layer(FITTING, params), CTX).counts["centred"] == 1
 
 
@@ -283,9 +287,9 @@ MODELS = os.environ.get("QAT2INT8_ZOO", "")
 @pytest.mark.skipif(not MODELS, reason="QAT2INT8_ZOO names no folder of models")
 @pytest.mark.parametrize("name", ["brev_lenet_shifted_qcdq", "ort_lenet_qdq_u8u8"])
 def test_exported_models_with_zero_points_become_integer(name: str) -> None:
-    assert "centre-weights" in {type(find_pass("centre-weights")()).name}
     source = Path(MODELS) / f"{name}.onnx"
     conversion = convert(source)
+    assert {d.pass_name for d in conversion.diagnostics if d.code is Code.WEIGHT_REQUANTIZED} <= {"centre-weights"}
     assert conversion.certificate.integer_macs_percent == 100.0
     weights = [t for t in conversion.model.graph.initializers.values() if (t.name or "").endswith("_quantized")]
     assert {value.dtype.name for value in weights if value.dtype is not None} <= {"INT8", "INT32"}
