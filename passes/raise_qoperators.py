@@ -287,3 +287,6 @@ _RULES: dict[tuple[str, str], Callable[[_Raising], None]] = {
     ("com.microsoft", "QLinearSigmoid"): _unary("Sigmoid"),
     ("com.microsoft", "QLinearSoftmax"): _softmax,
 }
+
+QOPERATORS = frozenset(_RULES)
+"""What is raised, by domain and op type."""

@@ -23,9 +23,11 @@ from qat2int8.ir.io import check_output_path, load_model, read_proto, save_model
 from qat2int8.ir.verify import VerifyLevel
 from qat2int8.passes import Context
 from qat2int8.pipelines.certificate import Certificate, certify
+from qat2int8.pipelines.dialects import has_fake_quant
 from qat2int8.pipelines.fidelity import Fidelity, compare, synthetic_inputs
 from qat2int8.pipelines.manager import PipelineRun, run_pipeline
 from qat2int8.pipelines.observers import Observer
+from qat2int8.pipelines.reference import ReadableSource
 from qat2int8.pipelines.sessions import Feeds, ModelFile
 from qat2int8.pipelines.shipped import load_pipeline
 from qat2int8.pipelines.spec import PipelineSpec
@@ -41,18 +43,6 @@ _FIDELITY_SAMPLES = 16
 _FIDELITY_SECONDS = 0.4
 
 _RUNTIME_DOMAINS = frozenset({"", "ai.onnx.ml", "com.microsoft"})
-_UNREAD_FAKE_QUANT = frozenset(
-    {
-        ("qonnx.custom_op.general", "Quant"),
-        ("qonnx.custom_op.general", "BipolarQuant"),
-        ("qonnx.custom_op.general", "Trunc"),
-        ("onnx.brevitas", "Quant"),
-        ("onnx.brevitas", "BipolarQuant"),
-        ("onnx.brevitas", "Trunc"),
-        ("org.openvinotoolkit", "FakeQuantize"),
-    }
-)
-"""Fake quant of other exporters, by domain and op type: QONNX, Brevitas before it, NNCF."""
 
 
 @dataclass(frozen=True)
@@ -99,6 +89,7 @@ class Conversion:
     before: dict[str, int]
     source_bytes: int
     _source: _Stored | bytes = field(repr=False)
+    _readable: ReadableSource = field(repr=False)
     _saved: _Stored | None = field(default=None, repr=False)
     _scratch: tempfile.TemporaryDirectory[str] | None = field(default=None, repr=False)
 
@@ -156,6 +147,8 @@ class Conversion:
         return compare(self._original(), self._file(), batches, data=name)
 
     def _original(self) -> ModelFile:
+        if self._readable.path is not None:
+            return self._readable.path
         if isinstance(self._source, bytes):
             return self._source
         if not self._source.unchanged:
@@ -243,10 +236,11 @@ def convert(
         _check_fake_quant(graph)
         # Hashing 100 MB takes as long as several passes, and lets other threads run meanwhile.
         digest = background.submit(_sha256, source)
-        run = run_pipeline(graph, spec, Context(chosen), verify=level, observers=observers)
+        readable = ReadableSource(graph)
+        run = run_pipeline(graph, spec, Context(chosen), verify=level, observers=(*observers, readable))
         _check_placed(run)
         _stamp(graph, spec, chosen, run, digest.result())
-    return Conversion(graph, chosen, spec, run, before, size, source)
+    return Conversion(graph, chosen, spec, run, before, size, source, readable)
 
 
 def _verify_level(name: str) -> VerifyLevel:
@@ -303,21 +297,10 @@ def _external_bytes(model: Model) -> int:
 
 
 def _check_fake_quant(model: Model) -> None:
-    """Raise when there is no fake quant to convert, or some that is written in ops this project cannot read."""
+    """Raise when there is no fake quant to convert."""
     if _PLACEMENT in model.ir.metadata_props.get(_PIPELINE_KEY, ""):
         raise UnsupportedModel("has been converted to INT8 already", remedy="convert the model it was made from")
-    functions = (node for function in model.ir.functions.values() for node in function)
-    found = False
-    for node in (*model.graph.all_nodes(), *functions):
-        if (node.domain, node.op_type) in _UNREAD_FAKE_QUANT:
-            raise UnsupportedModel(
-                f"fake quant written as op '{node.op_type}' of domain '{node.domain}' is not supported yet",
-                where=f"node '{node.name or node.outputs[0].name}'",
-                remedy="export it as QuantizeLinear and DequantizeLinear (QCDQ)",
-            )
-        found |= node.op_type in ("QuantizeLinear", "DequantizeLinear") or "out_threshold" in node.attributes
-        found |= "out_threshold" in node.metadata_props
-    if not found:
+    if not has_fake_quant(model):
         raise UnsupportedModel(
             "no fake quantization found: no QuantizeLinear, no DequantizeLinear, no recorded thresholds",
             remedy="export the model with its fake quant nodes",

@@ -1,0 +1,37 @@
+"""What the ops of a source say about it: whether it was quantized, and whether a runtime knows them."""
+
+from __future__ import annotations
+
+import onnx_ir as oir
+
+from qat2int8.ir import Model
+from qat2int8.passes.raise_qoperators import QOPERATORS
+from qat2int8.passes.read_openvino_fake_quantize import OPENVINO_DOMAIN
+from qat2int8.passes.read_qonnx_quant import QONNX_DOMAINS
+
+__all__ = ["has_fake_quant", "is_readable"]
+
+
+def has_fake_quant(model: Model) -> bool:
+    """Whether any op, those of branches and functions included, puts tensors on integer grids.
+
+    Scales that training recorded as ``out_threshold`` of a node count too.
+    """
+    functions = (node for function in model.ir.functions.values() for node in function)
+    return any(_is_fake_quant(node) for node in (*model.graph.all_nodes(), *functions))
+
+
+def is_readable(model: Model) -> bool:
+    """Whether no op is left that stands for quantization in a dialect of its own, which no runtime loads."""
+    functions = (node for function in model.ir.functions.values() for node in function)
+    return not any(_is_foreign(node) for node in (*model.graph.all_nodes(), *functions))
+
+
+def _is_fake_quant(node: oir.Node) -> bool:
+    if node.op_type in ("QuantizeLinear", "DequantizeLinear") or (node.domain, node.op_type) in QOPERATORS:
+        return True
+    return _is_foreign(node) or "out_threshold" in node.attributes or "out_threshold" in node.metadata_props
+
+
+def _is_foreign(node: oir.Node) -> bool:
+    return node.domain in QONNX_DOMAINS or (node.domain, node.op_type) == (OPENVINO_DOMAIN, "FakeQuantize")
