@@ -9,6 +9,7 @@ import numpy.typing as npt
 import onnx_ir as oir
 
 from qat2int8.ir import Code, Fact, FloatArray, Model, Provenance, QuantDType, QuantParams, Severity
+from qat2int8.ir.blocks import row_blocks
 from qat2int8.passes.base import Context, Pass, PassResult
 from qat2int8.passes.registry import register
 from qat2int8.passes.scale_groups import is_movement, moved
@@ -131,7 +132,7 @@ def recovered_grid(weights: FloatArray, axis: int | None) -> QuantParams | None:
 def _highest_levels(rows: FloatArray, largest: FloatArray) -> tuple[FloatArray, bool] | None:
     """The steps of the rows, and whether it is one for all; None where no grid fits.
 
-    Most weights on no grid are given up after a look at the largest values of each channel.
+    Most weights on no grid are given up after a look at a sample of each channel.
     """
     candidates = _candidates(rows, largest)
     if not np.all(candidates.any(axis=1)):
@@ -154,10 +155,17 @@ def _highest_levels(rows: FloatArray, largest: FloatArray) -> tuple[FloatArray, 
 
 
 def _candidates(rows: FloatArray, largest: FloatArray) -> npt.NDArray[np.bool_]:
-    """Which highest levels 1 .. 128 (columns) fit the largest values of each row."""
-    count = min(_PROBES, rows.shape[1])
-    order = np.argpartition(np.abs(rows), rows.shape[1] - count, axis=1)[:, rows.shape[1] - count :]
-    probes = np.take_along_axis(rows, order, axis=1)
+    """Which highest levels 1 .. 128 (columns) fit a sample of the magnitudes of each row.
+
+    The sample is taken at ranks 0, 1, 3, 7 ... from the top, so that it meets what a sparse row has, and evenly
+    between, so that it leaves a row that often reaches its largest.
+    """
+    size = rows.shape[1]
+    ranks = {size - (1 << power) for power in range(size.bit_length())}
+    ranks |= {size * part // _PROBES for part in range(_PROBES)}
+    wanted = sorted(ranks)
+    # Negative, because level 128 has only that side.
+    probes = -np.partition(np.abs(rows), wanted, axis=1)[:, wanted]
     columns = [_fits(probes, _steps(largest, np.full(len(rows), highest))) for highest in range(1, _LEVELS + 1)]
     return np.stack(columns, axis=1)
 
@@ -172,10 +180,12 @@ def _fits(rows: FloatArray, steps: FloatArray) -> npt.NDArray[np.bool_]:
     """Whether each row lies on the int8 grid of its step."""
     if not np.all(_is_normal(steps)):
         return np.zeros(len(rows), bool)
-    levels = rows / steps[:, None]
-    nearest = np.rint(levels)
-    close = np.abs(levels - nearest) < np.where(nearest == 0, _AT_ZERO, _OFF_GRID)
-    fits: npt.NDArray[np.bool_] = np.all(close & (nearest < _LEVELS) & (nearest >= -_LEVELS), axis=1)
+    fits = np.empty(len(rows), bool)
+    for block in row_blocks(rows.shape):
+        levels = rows[block] / steps[block, None]
+        nearest = np.rint(levels)
+        close = np.abs(levels - nearest) < np.where(nearest == 0, _AT_ZERO, _OFF_GRID)
+        fits[block] = np.all(close & (nearest < _LEVELS) & (nearest >= -_LEVELS), axis=1)
     return fits
 
 

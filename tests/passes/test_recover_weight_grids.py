@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from support import TARGET, apply, graph_text
 
 from qat2int8.ir import INT8, Code, Model, Provenance, QuantDType, QuantParams, Severity
-from qat2int8.passes import Context, find_pass
+from qat2int8.passes import Context, find_pass, recover_weight_grids
 from qat2int8.passes.recover_weight_grids import RecoverWeightGrids, output_channel_axis, recovered_grid
 
 CTX = Context(TARGET)
@@ -317,6 +317,24 @@ def test_the_chance_assumed_is_an_upper_bound() -> None:
             levels = np.abs(values / np.quantile(np.abs(values), 0.9999)) * highest
             asked = (np.rint(levels) != 0) & (levels < highest - 0.5)
             assert np.mean(np.abs(levels - np.rint(levels))[asked] < 2e-3) < 1e-2
+
+
+@pytest.mark.parametrize("top", [127, 100])
+def test_a_channel_that_often_reaches_its_largest_is_tried_with_few_steps(
+    top: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The sample must tell the steps apart, or each of a hundred is tried on the whole weight."""
+    tested = []
+
+    def count(rows: Floats, steps: Floats) -> Floats:
+        tested.append(rows.size)
+        return fits(rows, steps)
+
+    fits = recover_weight_grids._fits
+    monkeypatch.setattr(recover_weight_grids, "_fits", count)
+    weights, _ = on_grid((8, 20_000), 0, top=top)
+    assert recovered_grid(weights, 0) is not None
+    assert sum(tested) < 6 * weights.size
 
 
 def test_axes_of_layers() -> None:
