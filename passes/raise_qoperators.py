@@ -36,14 +36,14 @@ class RaiseQoperators(Pass):
 
     def run(self, model: Model, ctx: Context) -> PassResult:
         raised, notes, parameters = 0, list[Diagnostic](), list[oir.Value]()
-        dequantized: dict[tuple[object, ...], oir.Value] = {}
+        made: dict[tuple[object, ...], oir.Value] = {}
         for node in model.nodes():
             rule = _RULES.get((node.domain, node.op_type))
             if rule is None:
                 continue
             inputs = [value for value in node.inputs if value is not None]
             try:
-                rule(_Raising(model, node, dequantized))
+                rule(_Raising(model, node, made))
             except _Kept as reason:
                 note = self.note(
                     Code.UNSUPPORTED_OP,
@@ -78,10 +78,13 @@ class _Operand:
 
 
 class _Raising:
-    """Raises one node. Operands are read first, which may raise _Kept; then nodes are written."""
+    """Raises one node. Operands are read first, which may raise _Kept; then nodes are written.
 
-    def __init__(self, model: Model, node: oir.Node, dequantized: dict[tuple[object, ...], oir.Value]) -> None:
-        self.model, self.node, self._dequantized = model, node, dequantized
+    ``made`` holds what nodes share: tensors in float by their integers and grid, scalars by their parameter.
+    """
+
+    def __init__(self, model: Model, node: oir.Node, made: dict[tuple[object, ...], oir.Value]) -> None:
+        self.model, self.node, self._made = model, node, made
         self._name = node.outputs[0].name or node.name or "raised"
 
     def optional(self, index: int) -> oir.Value | None:
@@ -121,6 +124,9 @@ class _Raising:
             return None
         scale = (left.scale * right.scale * np.float32(factor)).astype(np.float32)
         axis = self._axis(integers, -1) if scale.ndim else None
+        shape = integers.shape
+        if axis is not None and (shape is None or axis < 0 or shape[axis] != scale.size):
+            raise _Kept(f"its bias '{integers.name}' has not one element per channel")
         return _Operand(integers, scale, None, axis, (integers, left.key, right.key, factor))
 
     def result(self, scale: int, zero_point: int, operand: _Operand) -> tuple[oir.Value, oir.Value]:
@@ -129,6 +135,7 @@ class _Raising:
         if self._constant(steps).size != 1:
             raise _Kept("its result has one scale per channel")
         if zero is not None:
+            self._constant(zero)
             return self._scalar(steps), self._scalar(zero)
         if operand.zero_point is not None:
             dtype = operand.zero_point.dtype
@@ -139,7 +146,7 @@ class _Raising:
         return self._scalar(steps), self.model.add_initializer(f"{self._name}_zero_point", np.zeros((), dtype))
 
     def dequantize(self, operand: _Operand) -> oir.Value:
-        if operand.key not in self._dequantized:
+        if operand.key not in self._made:
             name = operand.integers.name or "integers"
             inputs = [operand.integers, self.model.add_initializer(f"{name}_scale", operand.scale)]
             if operand.zero_point is not None:
@@ -147,8 +154,8 @@ class _Raising:
             axis = [] if operand.axis is None else [oir.AttrInt64("axis", operand.axis)]
             value = self.write("DequantizeLinear", inputs, f"{name}_dequantized", attributes=axis)
             value.shape = None if operand.integers.shape is None else operand.integers.shape.copy()
-            self._dequantized[operand.key] = value
-        return self._dequantized[operand.key]
+            self._made[operand.key] = value
+        return self._made[operand.key]
 
     def attributes(self, *names: str) -> list[oir.Attr]:
         """Those of the node's attributes that the float operator has too."""
@@ -183,8 +190,13 @@ class _Raising:
         return array
 
     def _scalar(self, value: oir.Value) -> oir.Value:
-        array = self._constant(value)
-        return self.model.add_initializer(value.name or "parameter", array.reshape(())) if array.ndim else value
+        """A parameter of one element without dimensions: one for all nodes, which often share zero points."""
+        array, key = self._constant(value), (value,)
+        if array.ndim == 0:
+            return value
+        if key not in self._made:
+            self._made[key] = self.model.add_initializer(value.name or "parameter", array.reshape(()))
+        return self._made[key]
 
     def _axis(self, value: oir.Value, axis: int | None) -> int:
         if axis is None:

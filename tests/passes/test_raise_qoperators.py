@@ -38,6 +38,8 @@ PARAMETERS: dict[str, npt.NDArray[Any]] = {
     "kernel": RNG.integers(-128, 128, (4, 2, 3, 3)).astype(np.int8),
     "ukernel": RNG.integers(0, 256, (4, 2, 3, 3)).astype(np.uint8),
     "b4": RNG.integers(-2000, 2000, 4).astype(np.int32),
+    "b1": np.array([100], np.int32),
+    "b0": np.array(100, np.int32),
     "f4": RNG.normal(size=4).astype(np.float32),
     "m": RNG.integers(-128, 128, (6, 4)).astype(np.int8),
     "mt": RNG.integers(-128, 128, (4, 6)).astype(np.int8),
@@ -61,6 +63,8 @@ def node(text: str, outputs: list[str] | None = None, **attributes: Any) -> onnx
 
 
 def model_of(*nodes: onnx.NodeProto, output: int = onnx.TensorProto.UINT8, rank: int = 4) -> Model:
+    for index, made in enumerate(nodes[1:]):
+        made.name = "abc"[index]
     used = {name for made in nodes for name in made.input}
     graph = onnx.helper.make_graph(
         nodes,
@@ -220,12 +224,10 @@ def test_readers_that_agree_share_a_dequantizer_and_others_do_not() -> None:
         node("QLinearAdd x s z p o k o k", ["q"]),
         node("QLinearAdd p t k q o k o k", ["y"]),
     )
-    for made, name in zip(model.graph, "abc", strict=True):
-        made.name = name
     check_numbers(model, lsb=2)
     read = [made.inputs[0].name for made in model.graph if made.op_type == "DequantizeLinear"]  # type: ignore[union-attr]
     assert sorted(read) == ["p", "p", "q", "x"]
-    assert [made.name for made in model.graph if made.op_type == "Add"] == ["a", "b", "c"]
+    assert [made.name for made in model.graph if made.op_type == "Add"] == ["op", "a", "b"]
 
 
 def test_raised_operators_form_fake_quants() -> None:
@@ -250,6 +252,9 @@ def test_raised_operators_form_fake_quants() -> None:
         ("QLinearAdd x s z v t k w4 k", {}, "its result has one scale per channel"),
         ("QLinearMatMul hidden s z ukernel w4 k o k", {}, "rank of 'ukernel'"),
         ("QLinearMatMul x s z c w22 k o k", {}, "neither one per tensor"),
+        ("QLinearAdd x s z v t k one r", {}, "'r' is computed while the model runs"),
+        ("QGemm a s z mt w4 i4 b1 o k", {"transB": 1}, "its bias 'b1' has not one element per channel"),
+        ("QGemm a s z mt w4 i4 b0 o k", {"transB": 1}, "its bias 'b0' has not one element per channel"),
         ("QLinearAdd hidden s . hidden t . o .", {}, "type of its result is not known"),
     ],
 )
@@ -261,7 +266,7 @@ def test_what_cannot_be_raised_is_kept_and_reported(text: str, attributes: dict[
         for value in made.inputs:
             if value is not None and value.name in ("hidden", "ukernel"):
                 value.shape = value.type = None
-    before = op_types(model)
+    before, constants = op_types(model), set(model.graph.initializers)
     result = RaiseQoperators().run(model, CTX)
     (note,) = result.diagnostics
     assert (note.code, note.node, note.value) == (Code.UNSUPPORTED_OP, "op", "y")
@@ -269,6 +274,7 @@ def test_what_cannot_be_raised_is_kept_and_reported(text: str, attributes: dict[
     assert note.remedy
     assert not result.modified
     assert op_types(model) == before
+    assert set(model.graph.initializers) == constants
 
 
 @pytest.mark.parametrize("text", ["QLinearConv x s z kernel", "QLinearAdd x s z . t k o k", "QLinearConcat o k"])
@@ -284,6 +290,19 @@ def test_an_operator_of_the_same_name_elsewhere_is_left_alone() -> None:
         }"""
     )
     assert not apply(RaiseQoperators(), model).modified
+
+
+def test_parameters_of_one_element_become_one_scalar_for_all() -> None:
+    model = model_of(
+        node("QLinearConv x one zone kernel t i0 one zone", ["p"]),
+        node("QLinearConv v one zone kernel t i0 one zone", ["q"]),
+        node("QLinearAdd p s z q s z o k", ["y"]),
+    )
+    check_numbers(model, lsb=2)
+    quantizers = [made for made in model.graph if made.op_type == "QuantizeLinear"]
+    assert quantizers[0].inputs[1:] == quantizers[1].inputs[1:]
+    shapes = [model.constant(value).shape for made in quantizers for value in made.inputs[1:]]  # type: ignore[union-attr]
+    assert shapes == [()] * 6
 
 
 def test_a_parameter_read_elsewhere_stays() -> None:
