@@ -49,7 +49,7 @@ class CentreWeights(Pass):
         notes: list[Diagnostic] = []
         counts = {"centred": 0, "rounded again": 0, "left in float": 0}
         for weight, grid in model.scales.items():
-            if grid.symmetric or grid.dtype.bits > INT8.bits or not weight.is_initializer():
+            if grid.symmetric or grid.dtype.bits > INT8.bits:
                 continue
             array, readers = model.constant(weight), [use.node for use in weight.uses()]
             axes = _channel_axes(model, weight, ctx.target)
@@ -119,7 +119,7 @@ def _channel_axes(model: Model, weight: oir.Value, target: Target) -> set[int | 
         if not layer or use.idx != 1:
             return set()
         axes.add(output_channel_axis(use.node, rank) if target.per_channel_weights else None)
-    return set() if weight.is_graph_output() else axes
+    return axes
 
 
 def _centred(array: npt.NDArray[np.generic], grid: QuantParams, axis: int | None) -> _Centred:

@@ -238,12 +238,14 @@ def _chain(model: Model, rounding: oir.Node) -> _Chain | None:
 
 
 def _below(model: Model, value: oir.Value) -> list[_Step]:
-    """The steps behind ``value`` up to the one that multiplies by a step, or none: where readers differ, the one
-    that goes on is followed."""
+    """The steps behind ``value`` up to the one that multiplies by a step, or none.
+
+    Of several readers the first that is a step is followed.
+    """
     below: list[_Step] = []
     while not below or below[-1].kind not in _SCALES:
         readers = [step for use in value.uses() if (step := _step(model, use.node, value)) is not None]
-        if len(readers) != 1:
+        if not readers:
             return []
         below.append(readers[0])
         value = readers[0].node.outputs[0]
@@ -324,8 +326,6 @@ def _grid(chain: _Chain) -> tuple[QuantParams, int]:
     Raises:
         _Unsupported: the bounds, the zero point or the step are those of no grid.
     """
-    if chain.source.dtype is not oir.DataType.FLOAT:
-        raise _Unsupported(f"it quantizes a {chain.source.dtype or 'tensor of unknown type'}", "use float32")
     zero = chain.offset_before_rounding + chain.offset(chain.rounding, chain.last)
     if np.any(chain.offset_before_rounding != np.rint(chain.offset_before_rounding)):
         how = "rounds down" if chain.floors else "adds a fraction before it rounds"

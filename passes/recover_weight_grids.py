@@ -113,7 +113,7 @@ def recovered_grid(weights: FloatArray, axis: int | None) -> QuantParams | None:
         weights.reshape(1, -1) if axis is None else np.moveaxis(weights, axis, 0).reshape(weights.shape[axis], -1)
     )
     largest = np.max(np.abs(rows), axis=1)
-    if not np.all(np.isfinite(largest)) or not np.all(_is_normal(largest) | (largest == 0)):
+    if not np.all(np.isfinite(largest)):
         return None
     found = _highest_levels(rows, largest)
     if found is None:
@@ -177,8 +177,11 @@ def _steps(largest: FloatArray, highest: npt.NDArray[np.int_]) -> FloatArray:
 
 
 def _fits(rows: FloatArray, steps: FloatArray) -> npt.NDArray[np.bool_]:
-    """Whether each row lies on the int8 grid of its step."""
-    if not np.all(_is_normal(steps)):
+    """Whether each row lies on the int8 grid of its step.
+
+    No step may be smaller than the normal numbers: the runtime divides by it.
+    """
+    if not np.all(steps >= np.finfo(np.float32).tiny):
         return np.zeros(len(rows), bool)
     fits = np.empty(len(rows), bool)
     for block in row_blocks(rows.shape):
@@ -187,12 +190,6 @@ def _fits(rows: FloatArray, steps: FloatArray) -> npt.NDArray[np.bool_]:
         close = np.abs(levels - nearest) < np.where(nearest == 0, _AT_ZERO, _OFF_GRID)
         fits[block] = np.all(close & (nearest < _LEVELS) & (nearest >= -_LEVELS), axis=1)
     return fits
-
-
-def _is_normal(array: FloatArray) -> npt.NDArray[np.bool_]:
-    """Where the runtime can divide by the number."""
-    normal: npt.NDArray[np.bool_] = array >= np.finfo(np.float32).tiny
-    return normal
 
 
 def _coincidence(levels: npt.NDArray[np.int16]) -> float:

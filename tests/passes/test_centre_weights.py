@@ -173,6 +173,20 @@ def test_weights_with_other_readers_are_left(body: str, extra: str) -> None:
     assert grid(model) is params
 
 
+def test_a_layer_in_the_body_of_a_control_flow_node_is_no_kernel() -> None:
+    branch = "() => (float[A, B] t) { t = Gemm <transB = 1> (x, w) }"
+    choice = f"y = If (d) <then_branch = a {branch}, else_branch = b {branch}>"
+    body = f"c = ReduceMax <keepdims = 0> (x) d = Cast <to = 9> (c) {choice}"
+    assert not apply(CentreWeights(), layer(FITTING, QuantParams.make(0.25, 100, UINT8), body), CTX).modified
+
+
+def test_a_weight_that_is_a_graph_output_keeps_its_values() -> None:
+    model = layer(FITTING, QuantParams.make(0.25, 100, UINT8), extra=", float[3, 3] w")
+    values = model.constant(model.graph.initializers["w"])
+    assert apply(CentreWeights(), model, CTX).modified
+    np.testing.assert_array_equal(model.constant(model.graph.initializers["w"]), values)
+
+
 def test_two_layers_with_the_same_channels_share_the_weight() -> None:
     body = "u = Gemm <transB = 1> (x, w) y = Gemm <transB = 1> (u, w)"
     assert apply(CentreWeights(), layer(FITTING, QuantParams.make(0.25, 100, UINT8), body), CTX).modified

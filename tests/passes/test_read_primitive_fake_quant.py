@@ -20,7 +20,7 @@ CTX = Context(TARGET)
 
 CONSTANTS = """float s = {0.25}, float inv = {4}, float z = {10}, float half = {0.5}, float zh = {10.5},
     float lo = {0}, float hi = {255}, float slo = {-128}, float shi = {127}, float nlo = {-7}, float nhi = {7},
-    float clo = {-10}, float chi = {245}"""
+    float clo = {-10}, float chi = {245}, float none = {-1}"""
 
 
 def chain(body: str, constants: str = CONSTANTS, shape: str = "2,6") -> str:
@@ -45,7 +45,7 @@ def test_golden() -> None:
         chain("a = Div (x, s) b = Add (a, z) c = Round (b) d = Clip (c, lo, hi) e = Sub (d, z) y = Mul (e, s)"),
         """g (float[2,6] x) => (float[2,6] y) <float inv = {4}, float half = {0.5}, float zh = {10.5},
           float slo = {-128}, float shi = {127}, float nlo = {-7}, float nhi = {7}, float clo = {-10},
-          float chi = {245}, float x_scale = {0.25}, uint8 x_zero_point = {10}> {
+          float chi = {245}, float none = {-1}, float x_scale = {0.25}, uint8 x_zero_point = {10}> {
           [x_QuantizeLinear_node] x_QuantizeLinear = QuantizeLinear (x, x_scale, x_zero_point)
           [x_QuantizeLinear_DequantizeLinear_node]
             y = DequantizeLinear (x_QuantizeLinear, x_scale, x_zero_point)
@@ -68,6 +68,13 @@ S8 = "int8 scale=0.25 (trained)"
         ("a = Div (x, s) b = Clip (a, clo, chi) c = Round (b) y = Mul (c, s)", U8),
         ("a = Div (x, s) b = Clip (a, clo, chi) c = Round (b) d = Add (c, z) e = Sub (d, z) y = Mul (e, s)", U8),
         ("a = Div (x, s) b = Round (a) c = Add (b, z) d = Clip (c, lo, hi) e = Sub (d, z) y = Mul (e, s)", U8),
+        ("a = Div (x, s) b = Clip (a, clo, chi) c = Add (b, z) d = Round (c) e = Sub (d, z) y = Mul (e, s)", U8),
+        (
+            "a = Div (x, s) b = Clip (a, clo, chi) c = Add (b, z) d = Round (c) e = Clip (d, lo, hi) "
+            "f = Sub (e, z) y = Mul (f, s)",
+            U8,
+        ),
+        ("a = Div (x, s) b = Round (a) c = Clip (b, none, lo) y = Mul (c, s)", "uint1 scale=0.25 zp=1 (trained)"),
         ("a = Div (x, s) b = Add (a, z) c = Round (b) d = Sub (c, z) e = Clip (d, clo, chi) y = Mul (e, s)", U8),
         ("a = Div (x, s) b = Round (a) c = Max (b, slo) d = Min (shi, c) y = Mul (d, s)", S8),
         ("a = Div (x, s) b = Max (a, slo) c = Round (b) d = Min (c, shi) y = Mul (d, s)", S8),
@@ -155,6 +162,10 @@ def test_bounds_before_rounding_are_rounded_with_the_values() -> None:
         ),
         ("a = Div (x, m) b = Round (a) c = Clip (b, slo, shi) y = Mul (c, m)", "not a positive finite number"),
         ("a = Div (x, w) b = Round (a) c = Clip (b, slo, shi) y = Mul (c, w)", "not one number a channel"),
+        (
+            "a = Div (x, s) b = Clip (a, clo, chi) c = Add (b, p) d = Round (c) e = Sub (d, p) y = Mul (e, s)",
+            "differ from channel to channel",
+        ),
         ("a = Div (x, s) b = Add (a, p) c = Round (b) d = Clip (c, lo, hi) e = Sub (d, p) y = Mul (e, q)", "axes"),
     ],
 )
@@ -197,10 +208,13 @@ def test_what_lies_between_must_be_read_by_nobody_else(tensor: str, how: str) ->
         "a = Div (x, s) b = Ceil (a) c = Clip (b, slo, shi) y = Mul (c, s)",
         "a = Div (x, s) b = Round (a) c = Clip (b, slo, shi) d = Neg (c) y = Mul (d, s)",
         "a = Div (x, x) b = Round (a) c = Clip (b, slo, shi) y = Mul (c, x)",
+        "a = Div (x, s) b = Round (a) c = Clip (b, slo, shi) y = Mul (c, t)",
+        "a = Div (x, p) b = Round (a) c = Clip (b, slo, shi) y = Mul (c, q)",
     ],
 )
 def test_other_uses_of_rounding_are_no_fake_quant(body: str) -> None:
-    model = parse(chain(body))
+    more = ", float t = {0.2501}, float[2,1] p = {1,2}, float[6] q = {1,2,3,4,5,6}"
+    model = parse(chain(body, CONSTANTS + more))
     before = graph_text(model)
     result = apply(ReadPrimitiveFakeQuant(), model)
     assert not result.modified
@@ -291,6 +305,30 @@ def test_a_weight_keeps_the_integers_of_the_source(
     assert_same_numbers(before, model, {"x": np.array([[1, -2, 3]], np.float32)}, rtol=0, atol=0)
 
 
+def test_a_reciprocal_that_stands_first_is_the_factor_of_a_weight() -> None:
+    body = "a = Mul (inv, w) b = Round (a) c = Clip (b, lo, hi) v = Mul (s, c)"
+    constants = "float s = {0.25}, float inv = {4}, float lo = {-128}, float hi = {127}"
+    model = parse(WEIGHT.format(constants=constants, body=body))
+    assert apply(ReadPrimitiveFakeQuant(), model).counts["fake quants read"] == 1
+    assert model.constant(read(model).source).tolist() == [[1, -20, 5], [127, 0, 2]]  # type: ignore[union-attr]
+
+
+def test_a_weight_is_divided_in_float32() -> None:
+    """In float64 this quotient is below the tie that float32 rounds it to."""
+    weight, step = np.float32(0.35), np.float32(0.1)
+    assert np.rint(weight / step) == 4
+    assert np.rint(np.float64(weight) / np.float64(step)) == 3
+    body = "a = Div (w, s) b = Round (a) c = Clip (b, lo, hi) v = Mul (c, s)"
+    proto = onnx.parser.parse_model(
+        f"""<ir_version: 8, opset_import: ["" : 17]> g (float[1] x) => (float[1] y) {{ {body} y = Mul (x, v) }}"""
+    )
+    for name, value in {"w": [weight], "s": step, "lo": -128, "hi": 127}.items():
+        proto.graph.initializer.append(onnx.numpy_helper.from_array(np.asarray(value, np.float32), name))
+    model = Model.from_proto(proto)
+    apply(ReadPrimitiveFakeQuant(), model)
+    assert_same_numbers(proto, model, {"x": np.ones(1, np.float32)}, rtol=0, atol=0)
+
+
 def test_a_weight_with_nan_is_left_and_reported() -> None:
     body = "a = Div (w, s) b = Round (a) c = Clip (b, lo, hi) v = Mul (c, s)"
     text = WEIGHT.format(constants="float s = {0.25}, float lo = {-128}, float hi = {127}", body=body)
@@ -363,6 +401,17 @@ def test_other_integers_are_left_to_constant_folding(weight: str, constants: str
     assert not result.modified
     assert not result.diagnostics
     assert graph_text(model) == before
+
+
+@pytest.mark.parametrize("tensor", ["c", "d"])
+def test_floats_between_integers_and_scale_that_are_an_output_stay(tensor: str) -> None:
+    model = parse(
+        f"""g (float[3] x) => (float[3] y, float[3] {tensor})
+        <int8[3] w = {{1, 2, 3}}, float s = {{0.25}}, float z = {{1}}> {{
+          c = Cast <to = 1> (w) d = Sub (c, z) v = Mul (d, s) y = Mul (x, v)
+        }}"""
+    )
+    assert not apply(ReadPrimitiveFakeQuant(), model).modified
 
 
 def test_integers_that_are_read_elsewhere_stay_there() -> None:

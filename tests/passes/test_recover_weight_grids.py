@@ -115,7 +115,8 @@ def test_one_weight_off_the_grid_is_enough() -> None:
 def test_weights_that_are_not_finite_get_none(bad: float) -> None:
     weights, _ = on_grid((9, 4), 1)
     weights[4, 2] = bad
-    assert recovered_grid(weights, 1) is None
+    with np.errstate(all="raise"):
+        assert recovered_grid(weights, 1) is None
 
 
 def test_steps_the_runtime_cannot_divide_by_are_no_grid() -> None:
@@ -140,6 +141,7 @@ def test_a_grid_that_was_not_trained_says_nothing() -> None:
     [
         ("f = Flatten (x) t = Transpose (f)", True),
         ("t = Relu (x)", True),
+        ("t = Clip (x)", True),
         ("t = Concat <axis = 0> (x, x)", True),
         ("r = Softmax (x) t = Concat <axis = 0> (x, r)", False),
         ("t = Softmax (x)", False),
@@ -242,9 +244,17 @@ def test_too_few_levels_tell_nothing(channel: list[float]) -> None:
     assert recovered_grid(np.asarray([channel], np.float32), 0) is None
 
 
+def test_six_levels_in_one_channel_are_enough_and_five_are_not() -> None:
+    """Besides 0 and the largest, which lie on every grid that is tried."""
+    levels = np.asarray([[127, 0, 0, 10, -23, 37, 51, 51, 77, -127]])
+    assert recovered_grid((levels * np.float32(0.01)).astype(np.float32), 0) is None
+    levels[0, 1] = 101
+    assert recovered_grid((levels * np.float32(0.01)).astype(np.float32), 0) is not None
+
+
 def test_an_outlier_does_not_make_small_values_zero() -> None:
     weights, _ = on_grid((4, 64), 0)
-    weights[0] = np.random.default_rng(0).normal(size=64) * 1e-3
+    weights[0] = np.random.default_rng(0).normal(size=64) * 2e-4
     weights[0, 0] = 1.0
     assert recovered_grid(weights, 0) is None
 
