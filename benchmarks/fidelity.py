@@ -22,7 +22,7 @@ BATCH, THREADS = 500, 2
 SUFFIX = "_qat.onnx"
 
 
-ENCODINGS = ("same-grid", "refine", "exact")
+ENCODINGS = ("exact", "refine", "same-grid")
 DEFAULT = ENCODINGS[0]
 
 

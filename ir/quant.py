@@ -21,7 +21,8 @@ IntArray = npt.NDArray[np.int32]
 
 @dataclass(frozen=True)
 class QuantDType:
-    """An integer grid: ``bits`` wide, signed or not; ``narrow_range`` drops the lowest level of a signed one.
+    """An integer grid: ``bits`` wide, signed or not; ``narrow_range`` drops the lowest level of a signed one, and
+    ``top``, where given, is the highest level of a grid that ends before its bits do.
 
     Grids narrower than 8 bits live in 8-bit storage (the Clip between Quantize and Dequantize of
     Brevitas and torch.ao), so that ``QuantDType(7, signed=False)`` is 0..127 in uint8.
@@ -30,6 +31,7 @@ class QuantDType:
     bits: int
     signed: bool
     narrow_range: bool = False
+    top: int | None = None
 
     @property
     def qmin(self) -> int:
@@ -39,7 +41,7 @@ class QuantDType:
     @property
     def qmax(self) -> int:
         """Highest level of the grid."""
-        return (1 << (self.bits - self.signed)) - 1
+        return self.top if self.top is not None else (1 << (self.bits - self.signed)) - 1
 
     @property
     def storage(self) -> oir.DataType:
@@ -63,7 +65,8 @@ class QuantDType:
         return _GRIDS.get(dtype)
 
     def __str__(self) -> str:
-        return f"{'' if self.signed else 'u'}int{self.bits}{' narrow' if self.narrow_range else ''}"
+        ends = f"{' narrow' if self.narrow_range else ''}{f' up to {self.top}' if self.top is not None else ''}"
+        return f"{'' if self.signed else 'u'}int{self.bits}{ends}"
 
 
 INT8 = QuantDType(8, signed=True)

@@ -110,6 +110,7 @@ class ScaleTable:
                 "bits": params.dtype.bits,
                 "signed": params.dtype.signed,
                 "narrow_range": params.dtype.narrow_range,
+                "top": params.dtype.top,
                 "axis": params.axis,
                 "source": params.source.label,
                 "origin": params.origin,
@@ -140,12 +141,22 @@ class ScaleTable:
         for name, entry in entries.items():
             if name not in values:
                 raise DataError(f"the table names tensor '{name}', which the model does not have")
-            table._grids[values[name]] = QuantParams.make(
-                np.asarray(entry["scale"], np.float32),
-                entry["zero_point"],
-                QuantDType(entry["bits"], entry["signed"], entry["narrow_range"]),
-                axis=entry["axis"],
-                source=Provenance[entry["source"].upper()],
-                origin=entry["origin"],
-            ).with_(trained=None if entry["trained"] is None else Interval(*entry["trained"]))
+            try:
+                table._grids[values[name]] = _params(entry)
+            except (KeyError, TypeError, ValueError) as error:
+                raise DataError(
+                    f"its entry is not a grid: {error}", where=f"tensor '{name}'", remedy="write one with to_json"
+                ) from error
         return table
+
+
+def _params(entry: dict[str, Any]) -> QuantParams:
+    trained = entry["trained"]
+    return QuantParams.make(
+        np.asarray(entry["scale"], np.float32),
+        entry["zero_point"],
+        QuantDType(entry["bits"], entry["signed"], entry["narrow_range"], entry["top"]),
+        axis=entry["axis"],
+        source=Provenance[entry["source"].upper()],
+        origin=entry["origin"],
+    ).with_(trained=None if trained is None else Interval(*trained))

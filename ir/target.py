@@ -92,15 +92,20 @@ class Target:
         dtype = self.activation_dtype
         if params.per_channel or params.dtype.bits > dtype.bits:
             return None
-        if params.dtype.signed == dtype.signed:
-            shifted = params.zero_point
-        else:
+        shift = 0
+        if params.dtype.signed != dtype.signed:
             shift = 1 << (params.dtype.bits - 1)
             if params.dtype.narrow_range and np.all(params.zero_point == params.dtype.qmin):
                 # Nothing is below zero, and the level that is missing there must not come back: zero stays lowest.
                 shift -= 1
-            shifted = params.zero_point + (shift if params.dtype.signed else -shift)
-        lowered = QuantDType(params.dtype.bits, dtype.signed, params.dtype.narrow_range and dtype.signed)
+            shift = shift if params.dtype.signed else -shift
+        shifted, top = params.zero_point + shift, params.dtype.top
+        lowered = QuantDType(
+            params.dtype.bits,
+            dtype.signed,
+            params.dtype.narrow_range and dtype.signed,
+            None if top is None else top + shift,
+        )
         if np.any(shifted < lowered.qmin) or np.any(shifted > lowered.qmax):
             return None
         if self.zero_point == "symmetric" and np.any(shifted != 0):

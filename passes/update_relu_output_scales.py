@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as oir
 
-from qat2int8.ir import UINT8, Code, Diagnostic, Fact, Interval, Model, QuantDType, QuantParams
+from qat2int8.ir import UINT8, Fact, Interval, Model, QuantDType, QuantParams
 from qat2int8.ir.ranges import VALUE_PRESERVING, Ranges
 from qat2int8.passes.base import Context, Numerics, Pass, PassResult
 from qat2int8.passes.registry import register
@@ -19,12 +19,12 @@ from qat2int8.passes.scale_groups import moved
 class ReluEncoding(enum.StrEnum):
     """How the upper half of a signed grid becomes a uint8 grid; see ``docs/decisions.md``."""
 
+    EXACT = "exact"
+    """Step ``s`` and an integer Clip at 127: steps and saturation as trained, for one cheap node a tensor."""
     REFINE = "refine"
     """Step ``127 * s / 255``: saturates where training did, with finer steps (what PaddlePaddle does)."""
     SAME_GRID = "same-grid"
-    """Step ``s``: the trained steps, saturation moves out to ``255 * s``."""
-    EXACT = "exact"
-    """Step ``s`` and an integer Clip at 127: both as trained, for one more node a tensor."""
+    """Step ``s``: the trained steps, but saturation moves out to ``255 * s``."""
 
 
 @register
@@ -34,28 +34,30 @@ class UpdateReluOutputScales(Pass):
 
     A runtime absorbs a Relu into the quantizer behind it only if the grid starts at zero. Whether a tensor can
     be negative is read from forward ranges, not from its producer's type: a MaxPool behind a Relu counts. A
-    tensor behind a Clip whose bound lies inside the grid gets the grid that ends there (``refine``), because
-    the quantizer can absorb the Clip only then.
+    tensor behind a Clip gets a grid that ends where both do (``refine``, whatever is asked for), because the
+    quantizer can absorb the Clip only then; ``same-grid`` is kept there while it ends inside the Clip.
+
+    Where a grid ends is part of what was trained: exporters that quantize leave out a Relu6 whose bound the grid
+    repeats. That is why ``exact`` is the default and not the slightly faster ``same-grid``.
 
     Targets with signed activations keep their grids. After PaddlePaddle's ``_update_relu_output_scales``,
     whose doubling of the scale is a defect that is not repeated here.
 
     Options:
-        encoding: ``same-grid`` (default), ``refine`` or ``exact``.
+        encoding: ``exact`` (default), ``refine`` or ``same-grid``.
     """
 
     name = "update-relu-output-scales"
     requires = frozenset({Fact.NO_FAKE_QUANT})
     numerics = Numerics.QUANTIZING
 
-    encoding: ReluEncoding = ReluEncoding.SAME_GRID
+    encoding: ReluEncoding = ReluEncoding.EXACT
 
     def run(self, model: Model, ctx: Context) -> PassResult:
         if ctx.target.activation != "uint8":
             return PassResult()
         ranges = Ranges(model)
         clamps = _upper_clamps(model, ranges)
-        notes: list[Diagnostic] = []
         updated = 0
         for value, params in model.scales.items():
             if value.is_initializer() or params.per_channel or params.interval.lo >= 0.0:
@@ -65,17 +67,9 @@ class UpdateReluOutputScales(Pass):
             encoded = self._encode(params, clamps.get(value, math.inf))
             if encoded is None:
                 continue
-            if self.encoding is ReluEncoding.EXACT and encoded.dtype == UINT8:
-                notes.append(
-                    self.note(
-                        Code.GRID_REQUANTIZED,
-                        f"{params} has no exact unsigned twin, {encoded} is used",
-                        value=value.name or "",
-                    )
-                )
             model.scales.set(value, encoded)
             updated += 1
-        return PassResult({"updated": updated}, tuple(notes))
+        return PassResult({"updated": updated})
 
     def _encode(self, params: QuantParams, clamp: float) -> QuantParams | None:
         """``params`` from zero upwards, for values that end at ``clamp``; None where uint8 has no such grid."""
@@ -87,18 +81,19 @@ class UpdateReluOutputScales(Pass):
         zero = np.zeros((), np.int32)
         if not top > 0.0:
             return None
-        bits = top_level.bit_length()
-        power_of_two = top_level + 1 == 1 << bits
-        if params.dtype.bits < UINT8.bits:
-            # A narrow grid was trained with its own saturation, which only the integer Clip repeats.
-            return params.with_(zero_point=zero, dtype=QuantDType(bits, signed=False)) if power_of_two else None
-        if self.encoding is ReluEncoding.EXACT and clamp >= params.interval.hi and power_of_two:
-            return params.with_(zero_point=zero, dtype=QuantDType(bits, signed=False))
-        if self.encoding is ReluEncoding.REFINE or UINT8.qmax * step > clamp:
+        if params.dtype.bits < UINT8.bits or (self.encoding is ReluEncoding.EXACT and clamp == math.inf):
+            return params.with_(zero_point=zero, dtype=_levels_up_to(top_level))
+        if self.encoding is not ReluEncoding.SAME_GRID or UINT8.qmax * step > clamp:
             refined = np.asarray(top / UINT8.qmax, np.float32)
             # A bound below what float32 can divide leaves no step.
             return params.with_(scale=refined, zero_point=zero, dtype=UINT8) if refined > 0.0 else None
         return params.with_(zero_point=zero, dtype=UINT8, trained=Interval(0.0, top))
+
+
+def _levels_up_to(top: int) -> QuantDType:
+    """The uint8 grid of levels 0..``top``; as a narrower type where that says the same."""
+    bits = top.bit_length()
+    return QuantDType(bits, signed=False) if top + 1 == 1 << bits else QuantDType(8, signed=False, top=top)
 
 
 def _upper_clamps(model: Model, ranges: Ranges) -> dict[oir.Value, float]:

@@ -151,3 +151,18 @@ def test_rows_are_for_people() -> None:
     assert (name, origin) == ("x", "a")
     assert "0.1" in grid
     assert span == "[-12.8, 12.7]"
+
+
+def test_an_entry_that_is_no_grid_is_named() -> None:
+    value = oir.val("x", oir.DataType.FLOAT, [2])
+    table = ScaleTable()
+    table.set(value, QuantParams.make(0.5, 0, QuantDType(8, signed=False, top=99)))
+    text = table.to_json("0")
+    assert ScaleTable.from_json(text, {"x": value}, "0")[value].dtype.qmax == 99
+    for broken in (
+        text.replace('"bits"', '"bitten"'),
+        text.replace("0.5", '"half"'),
+        text.replace("trained", "guessed"),
+    ):
+        with pytest.raises(DataError, match=r"tensor 'x'.*not a grid"):
+            ScaleTable.from_json(broken, {"x": value}, "0")

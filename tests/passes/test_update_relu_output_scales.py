@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from support import TARGET, apply, graph_text, parse
 
-from qat2int8.ir import INT8, INT16, UINT8, Code, Interval, Model, QuantDType, QuantParams
+from qat2int8.ir import INT8, INT16, UINT8, Interval, Model, QuantDType, QuantParams
 from qat2int8.passes import Context, PassResult
 from qat2int8.passes.update_relu_output_scales import ReluEncoding, UpdateReluOutputScales
 
@@ -69,8 +69,8 @@ def test_the_trained_grid_is_what_an_exact_encoding_computes() -> None:
     )
 
 
-def test_the_default_is_same_grid() -> None:
-    assert UpdateReluOutputScales().encoding is ReluEncoding.SAME_GRID
+def test_the_default_is_exact() -> None:
+    assert UpdateReluOutputScales().encoding is ReluEncoding.EXACT
 
 
 @pytest.mark.parametrize(
@@ -94,12 +94,10 @@ def test_an_unsigned_grid_around_a_zero_point_starts_at_zero_too() -> None:
     assert describe(grid) == (S, 0, QuantDType(7, signed=False), None)
 
 
-def test_exact_says_where_it_is_not() -> None:
+def test_exact_ends_at_any_level() -> None:
     grid, result = updated("y = Relu(x)", QuantParams.make(S, 28), encoding=ReluEncoding.EXACT)
-    assert describe(grid) == (S, 0, UINT8, Interval(0.0, 99 * S))
-    (note,) = result.diagnostics
-    assert note.code is Code.GRID_REQUANTIZED
-    assert note.value == "y"
+    assert describe(grid) == (S, 0, QuantDType(8, signed=False, top=99), None)
+    assert not result.diagnostics
 
 
 @pytest.mark.parametrize("encoding", ENCODINGS)
@@ -110,20 +108,14 @@ def test_exact_says_where_it_is_not() -> None:
         (QuantDType(4, signed=True, narrow_range=True), 0, QuantDType(3, signed=False)),
         (QuantDType(7, signed=True), 0, QuantDType(6, signed=False)),
         (QuantDType(4, signed=False), 8, QuantDType(3, signed=False)),
-        (QuantDType(4, signed=False), 5, None),
-        (QuantDType(4, signed=True), 7, None),
+        (QuantDType(4, signed=False), 5, QuantDType(8, signed=False, top=10)),
     ],
 )
 def test_narrow_grids_stay_narrow(
-    encoding: ReluEncoding, dtype: QuantDType, zero: int, expected: QuantDType | None
+    encoding: ReluEncoding, dtype: QuantDType, zero: int, expected: QuantDType
 ) -> None:
-    trained = QuantParams.make(S, zero, dtype)
-    grid, result = updated("y = Relu(x)", trained, encoding=encoding)
-    if expected is None:
-        assert grid is trained, "its saturation is part of what was trained, and no unsigned grid repeats it"
-        assert not result.modified
-    else:
-        assert describe(grid) == (S, 0, expected, None)
+    grid, _ = updated("y = Relu(x)", QuantParams.make(S, zero, dtype), encoding=encoding)
+    assert describe(grid) == (S, 0, expected, None)
 
 
 @pytest.mark.parametrize("encoding", ENCODINGS)
@@ -147,7 +139,7 @@ def test_a_clip_between_the_trained_end_and_that_of_the_wider_grid() -> None:
     grid, _ = updated("y = Clip(x, zero, six)", QuantParams.make(0.04))
     assert describe(grid) == (pytest.approx(127 * 0.04 / 255), 0, UINT8, None)
     exact, _ = updated("y = Clip(x, zero, six)", QuantParams.make(0.04), encoding=ReluEncoding.EXACT)
-    assert describe(exact) == (pytest.approx(0.04), 0, QuantDType(7, signed=False), None)
+    assert describe(exact) == describe(grid), "only a quantizer that ends there absorbs the Clip"
 
 
 def test_a_clip_beyond_the_grid_changes_nothing() -> None:
@@ -180,7 +172,7 @@ def test_what_cannot_be_negative_counts_whatever_made_it(body: str) -> None:
     y = model.values()["y"]
     model.scales.set(y, QuantParams.make(S))
     assert apply(UpdateReluOutputScales(), model).counts == {"updated": 1}
-    assert model.scales[y].dtype == UINT8
+    assert not model.scales[y].dtype.signed
 
 
 @pytest.mark.parametrize(
