@@ -8,7 +8,6 @@ import onnx_ir as oir
 
 from qat2int8.ir import Fact, Model
 from qat2int8.passes.base import Context, Pass, PassResult
-from qat2int8.passes.fake_quant import drop_unused_initializers
 from qat2int8.passes.registry import register
 
 
@@ -28,7 +27,7 @@ class FloatDataMovement(Pass):
     requires = frozenset({Fact.CONSTANTS_LIFTED})
 
     def run(self, model: Model, ctx: Context) -> PassResult:
-        moved, parameters = 0, list[oir.Value]()
+        moved = 0
         above: dict[tuple[oir.Value | None, ...], oir.Value] = {}
         stack = [node for node in reversed(list(model.nodes())) if _is_plain(model, node)]
         while stack:
@@ -41,14 +40,12 @@ class FloatDataMovement(Pass):
                 operands[index], made = _dequantized(model, movement, index, dequantize, above)
                 if made is not None:
                     stack.append(made)
-            parameters += [value for value in dequantize.inputs if value is not None]
             key = tuple(dequantize.inputs)
             result = _replace(model, movement, operands, dequantize)
             if key in above:
                 above[key] = result  # one that was made for another, and now moved on itself
             moved += 1
-        drop_unused_initializers(model, parameters)
-        return PassResult({"dequantizers moved": moved}, ())
+        return PassResult({"dequantizers moved": moved})
 
 
 def _is_plain(model: Model, node: oir.Node) -> bool:
@@ -57,17 +54,16 @@ def _is_plain(model: Model, node: oir.Node) -> bool:
         return False
     scale = model.constant(node.inputs[1])
     zero_point = node.inputs[2] if len(node.inputs) > 2 else None
-    zeros = None if zero_point is None else model.constant(zero_point)
     if scale is None or scale.size != 1 or not float(scale.item()) > 0:
         return False
-    return zero_point is None or (zeros is not None and zeros.size == 1)
+    return zero_point is None or model.constant(zero_point) is not None
 
 
 def _movement(model: Model, dequantize: oir.Node) -> oir.Node | None:
     """The node that moved the integers of ``dequantize``, when it could as well move floats."""
     integers = dequantize.inputs[0]
     node = None if integers is None else integers.producer()
-    if node is None or node.domain or node.op_type not in _MOVEMENTS or node.graph is not dequantize.graph:
+    if node is None or node.domain or node.op_type not in _MOVEMENTS:
         return None
     if any(output.name and (output.uses() or output.is_graph_output()) for output in node.outputs[1:]):
         return None  # the second output of a MaxPool
@@ -99,7 +95,7 @@ def _dequantized(
     node = oir.Node(like.domain, like.op_type, [integers, *like.inputs[1:]], name=name)
     # Right behind the integers, in front of every node that may want them in float.
     producer = integers.producer()
-    if producer is not None and producer.graph is model.graph:
+    if producer is not None:
         model.graph.insert_after(producer, node)
     else:
         model.graph.insert_before(model.graph[0], node)

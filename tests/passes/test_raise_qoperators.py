@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import onnx
+import onnx_ir as oir
 import pytest
 from support import TARGET, apply, check_pass, parse, run
 
@@ -37,6 +38,8 @@ PARAMETERS: dict[str, npt.NDArray[Any]] = {
     "i4": np.int8([0, 1, -2, 3]),
     "kernel": RNG.integers(-128, 128, (4, 2, 3, 3)).astype(np.int8),
     "ukernel": RNG.integers(0, 256, (4, 2, 3, 3)).astype(np.uint8),
+    "grouped": RNG.integers(-128, 128, (4, 1, 3, 3)).astype(np.int8),
+    "m3": RNG.integers(-128, 128, (3, 4)).astype(np.int8),
     "b4": RNG.integers(-2000, 2000, 4).astype(np.int32),
     "b1": np.array([100], np.int32),
     "b0": np.array(100, np.int32),
@@ -136,7 +139,10 @@ CONV = {"pads": [1, 1, 1, 1], "strides": [2, 2]}
         ("QLinearConv x s z kernel t i0 o k", {"auto_pad": "SAME_UPPER"}),
         ("QLinearConv x one zone kernel t i0 one zone b4", {}),
         ("QLinearConv x s z ukernel t k o k b4", {}),
+        ("QLinearConv x s z grouped w4 i0 o k b4", {"group": 2}),
         ("QLinearAdd x s z v t k o k", {}),
+        ("QLinearAdd x s z x s k o k", {}),
+        ("QLinearAdd x s z x t z o k", {}),
         ("QLinearAdd c s z v t k o k", {}),
         ("QLinearAdd x s z x s z o k", {}),
         ("QLinearMul x s z v t k o k", {}),
@@ -192,6 +198,7 @@ def test_a_global_average_pool_is_raised() -> None:
         ("QLinearMatMul a s z m w4 i4 o k", {}),
         ("QGemm a s z m t i0 b4 o k", {}),
         ("QGemm a s z m w4 i4 b4 o k", {}),
+        ("QGemm a s z m3 w4 i4 b4 o k", {"transA": 1}),
         ("QGemm a s z mt w4 i4 b4 o k", {"transB": 1}),
         ("QGemm a s z mt w4 i4 . o k", {"transB": 1}),
         ("QGemm a s z mt w4 i4 b4 o k", {"transB": 1, "alpha": 0.5}),
@@ -228,6 +235,16 @@ def test_readers_that_agree_share_a_dequantizer_and_others_do_not() -> None:
     read = [made.inputs[0].name for made in model.graph if made.op_type == "DequantizeLinear"]  # type: ignore[union-attr]
     assert sorted(read) == ["p", "p", "q", "x"]
     assert [made.name for made in model.graph if made.op_type == "Add"] == ["op", "a", "b"]
+
+
+def test_a_bias_means_something_else_behind_every_pair_of_scales() -> None:
+    model = model_of(
+        node("QLinearConv x s z kernel t i0 o k b4", ["p"]),
+        node("QLinearConv x s z kernel w4 i0 o k b4", ["q"]),
+        node("QLinearAdd p o k q o k o k", ["y"]),
+    )
+    model.graph.initializers["b4"].const_value = oir.tensor(np.array([30000, -30000, 20000, 9000], np.int32))
+    check_numbers(model, lsb=2)
 
 
 def test_raised_operators_form_fake_quants() -> None:

@@ -173,6 +173,7 @@ def test_rounding_of_the_bounds_themselves_is_no_shift(shift: float, reported: b
         (1, 128.5, 256, None, "does not hold 0"),
         (-128.5, -1, 256, None, "does not hold 0"),
         (0, 128, 257, None, "it has 257 levels"),
+        (0, 511, 512, None, "it has 512 levels"),
         (0, 50, 101, None, "it has 101 levels"),
         (-1, 1, 3, None, "it has 3 levels"),
         (-1, 1, 2, None, "it has 2 levels"),

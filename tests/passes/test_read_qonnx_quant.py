@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import onnx
+import onnx_ir as oir
 import pytest
 from support import TARGET, apply, check_pass, parse, run
 
@@ -231,6 +232,24 @@ def test_a_bias_becomes_float_without_a_word(bits: int) -> None:
     np.testing.assert_array_equal(run(model, {"x": np.zeros(3, np.float32)})[0], [1.5, -3.0, 251 / 512])
 
 
+def test_a_vector_of_few_bits_that_is_no_grid_is_reported() -> None:
+    model = model_of(weight=np.array([1.26, -3.1], np.float32), zero=0.5)
+    assert len(apply(ReadQonnxQuant(), model).diagnostics) == 1
+
+
+def test_a_bipolar_level_is_that_of_the_input_however_large_the_scale() -> None:
+    model = parse(
+        f"""{HEADER} g (float[3] x) => (float[3] y) <float[3] w = {{-1, 0, 1}}, float s = {{3}}> {{
+          q = qonnx.custom_op.general.BipolarQuant (w, s)
+          y = Add (q, x)
+        }}"""
+    )
+    tiny = np.array([-np.finfo(np.float32).smallest_subnormal, 0, 1], np.float32)
+    model.graph.initializers["w"].const_value = oir.tensor(tiny)
+    apply(ReadQonnxQuant(), model)
+    np.testing.assert_array_equal(run(model, {"x": np.zeros(3, np.float32)})[0], [-3, 3, 3])
+
+
 def test_a_bias_of_eight_bits_is_a_grid() -> None:
     model = model_of(weight=np.array([1.26, -3.1], np.float32))
     apply(ReadQonnxQuant(), model)
@@ -426,6 +445,7 @@ def test_a_scale_that_the_model_computes_stays_arithmetic() -> None:
         ('Quant <rounding_mode = "STOCHASTIC"> (x, s, z, b)', UnsupportedModel, "'STOCHASTIC'"),
         ("Quant (x, zero, z, b)", InvalidModel, r"Quant 'fq' \[zero\]: a scale is not a positive"),
         ("Quant (x, nan, z, b)", InvalidModel, r"Quant 'fq' \[nan\]: a scale is not a positive"),
+        ("Quant (x, inf, z, b)", InvalidModel, r"Quant 'fq' \[inf\]: a scale is not a positive"),
         ("Quant (half, s, z, b)", UnsupportedModel, "FLOAT16 tensor"),
     ],
     ids=lambda case: case if isinstance(case, str) else None,
@@ -434,7 +454,7 @@ def test_errors_name_the_node(node: str, error: type[Exception], message: str) -
     model = parse(
         f"""{HEADER} g (float[3] x, float dynamic, float16[3] half) => (float[3] y)
         <float s = {{0.5}}, float z = {{0}}, float b = {{8}}, float zero = {{0}}, float[2] wide = {{8, 8}},
-         float nan = {{nan}}> {{
+         float nan = {{nan}}, float inf = {{inf}}> {{
           [fq] q = qonnx.custom_op.general.{node}
           y = Relu (q)
         }}"""
