@@ -21,7 +21,9 @@ class Numerics(enum.StrEnum):
     CLOSE = "close"
     """By float rounding: constants were folded into one another."""
     QUANTIZING = "quantizing"
-    """By quantization steps: grids were moved, added or removed."""
+    """By quantization steps: grids were moved or added."""
+    UNCLAMPED = "unclamped"
+    """By anything: quantizers were taken off, and with them the saturation that a later pass brings back."""
 
 
 @dataclass(frozen=True)

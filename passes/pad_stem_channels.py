@@ -8,7 +8,7 @@ import numpy as np
 import onnx_ir as oir
 
 from qat2int8.ir import Fact, Model
-from qat2int8.passes.base import Context, Pass, PassResult
+from qat2int8.passes.base import Context, Numerics, Pass, PassResult
 from qat2int8.passes.registry import register
 from qat2int8.passes.stem import CHANNELS, find_stem
 
@@ -28,6 +28,8 @@ class PadStemChannels(Pass):
 
     name = "pad-stem-channels"
     requires = frozenset({Fact.QDQ_PLACED})
+    # Exact in integers; see stem-space-to-depth for floats.
+    numerics = Numerics.QUANTIZING
 
     channels: int = 4
 

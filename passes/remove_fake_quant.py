@@ -30,7 +30,7 @@ class RemoveFakeQuant(Pass):
     name = "remove-fake-quant"
     requires = frozenset({Fact.INPUT_SCALES})
     provides = frozenset({Fact.NO_FAKE_QUANT})
-    numerics = Numerics.QUANTIZING
+    numerics = Numerics.UNCLAMPED
 
     def run(self, model: Model, ctx: Context) -> PassResult:
         removed, freed = 0, dict[oir.Value, None]()

@@ -9,7 +9,7 @@ import numpy.typing as npt
 import onnx_ir as oir
 
 from qat2int8.ir import Fact, Model
-from qat2int8.passes.base import Context, Pass, PassResult
+from qat2int8.passes.base import Context, Numerics, Pass, PassResult
 from qat2int8.passes.registry import register
 from qat2int8.passes.stem import Stem, find_stem
 
@@ -32,6 +32,8 @@ class StemSpaceToDepth(Pass):
 
     name = "stem-space-to-depth"
     requires = frozenset({Fact.QDQ_PLACED})
+    # Exact in integers. A float convolution adds in another order, which the quantizer behind it may round apart.
+    numerics = Numerics.QUANTIZING
 
     smallest_kernel: int = 5
 

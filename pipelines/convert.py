@@ -301,14 +301,18 @@ def _check_fake_quant(model: Model) -> None:
     if _PLACEMENT in model.ir.metadata_props.get(_PIPELINE_KEY, ""):
         raise UnsupportedModel("has been converted to INT8 already", remedy="convert the model it was made from")
     if not has_fake_quant(model):
-        raise UnsupportedModel(
-            "no fake quantization found: no QuantizeLinear, no DequantizeLinear, no recorded thresholds",
-            remedy="export the model with its fake quant nodes",
-        )
+        raise _no_fake_quant()
+
+
+def _no_fake_quant() -> UnsupportedModel:
+    return UnsupportedModel(
+        "no fake quantization found: no QuantizeLinear, no DequantizeLinear, no recorded thresholds",
+        remedy="export the model with its fake quant nodes",
+    )
 
 
 def _check_placed(run: PipelineRun) -> None:
-    """Raise when every fake quant was of a kind that cannot be computed, so that nothing was placed."""
+    """Raise when nothing was placed because there is no fake quant, or none of a kind that can be computed."""
     placements = [passed for passed in run.runs if passed.name == _PLACEMENT]
     if not placements or any(passed.result.modified for passed in placements):
         return
@@ -317,6 +321,8 @@ def _check_placed(run: PipelineRun) -> None:
             where = f"node '{finding.node}', tensor '{finding.value}'"
             reason = finding.reason.removeprefix("left as it is: ")
             raise UnsupportedModel(f"nothing to convert: {reason}", where=where, remedy=finding.remedy)
+    if not any(name.startswith("gather-") for name in run.counts):
+        raise _no_fake_quant()
 
 
 def _sha256(source: _Stored | bytes) -> str:

@@ -12,10 +12,14 @@ from qat2int8.passes.read_qonnx_quant import QONNX_DOMAINS
 __all__ = ["has_fake_quant", "is_readable"]
 
 
+_ROUNDING = ("QuantizeLinear", "DequantizeLinear", "Round", "Floor")
+
+
 def has_fake_quant(model: Model) -> bool:
     """Whether any op, those of branches and functions included, puts tensors on integer grids.
 
-    Scales that training recorded as ``out_threshold`` of a node count too.
+    Scales that training recorded as ``out_threshold`` of a node count too, and so do Round and Floor, which fake
+    quant spelt in float ops is made of; whether it is there, the pass that reads it finds out.
     """
     functions = (node for function in model.ir.functions.values() for node in function)
     return any(_is_fake_quant(node) for node in (*model.graph.all_nodes(), *functions))
@@ -28,7 +32,7 @@ def is_readable(model: Model) -> bool:
 
 
 def _is_fake_quant(node: oir.Node) -> bool:
-    if node.op_type in ("QuantizeLinear", "DequantizeLinear") or (node.domain, node.op_type) in QOPERATORS:
+    if node.op_type in _ROUNDING or (node.domain, node.op_type) in QOPERATORS:
         return True
     return _is_foreign(node) or "out_threshold" in node.attributes or "out_threshold" in node.metadata_props
 

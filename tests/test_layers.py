@@ -110,7 +110,7 @@ def test_imports_that_go_down_are_fine(layer: str, source: str) -> None:
 
 
 @pytest.mark.parametrize("name", all_passes())
-def test_a_pass_has_a_file_of_its_name_and_a_docstring(name: str) -> None:
+def test_a_pass_has_a_file_of_its_name_a_docstring_and_a_test(name: str) -> None:
     cls = all_passes()[name]
     if not cls.__module__.startswith("qat2int8."):
         pytest.skip("a plugin's")
@@ -119,6 +119,7 @@ def test_a_pass_has_a_file_of_its_name_and_a_docstring(name: str) -> None:
     # dataclasses write the signature into an absent docstring
     assert cls.__doc__
     assert not cls.__doc__.startswith(f"{cls.__name__}(")
+    assert (REPOSITORY / "tests" / "passes" / f"test_{stem}.py").exists()
 
 
 @pytest.mark.parametrize("folder", [*LAYERS, "tests", "benchmarks"])

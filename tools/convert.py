@@ -52,7 +52,7 @@ def convert(
     ] = "error",
     relu_encoding: Annotated[
         str,
-        typer.Option(metavar="ENCODING", help="How grids behind a Relu use uint8: exact (default), refine or same-grid."),
+        typer.Option(metavar="ENCODING", help="How grids behind a Relu use uint8: exact, refine or same-grid."),
     ] = "",
     fp32_out: Annotated[
         Path | None,

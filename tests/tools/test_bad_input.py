@@ -140,6 +140,11 @@ def _no_fake_quant(proto: onnx.ModelProto) -> None:
     proto.graph.node[0].input[:] = ["x", "w"]
 
 
+def _rounding_only(proto: onnx.ModelProto) -> None:
+    _no_fake_quant(proto)
+    proto.graph.node[1].op_type = "Floor"
+
+
 def _qonnx(proto: onnx.ModelProto) -> None:
     _no_fake_quant(proto)
     proto.opset_import.append(helper.make_opsetid("qonnx.custom_op.general", 2))
@@ -186,6 +191,7 @@ CANNOT_BE_READ: list[tuple[str, Callable[[onnx.ModelProto], None], str]] = [
     ("axis out of range", _axis, "axis"),
     ("too few scales", _scale([0.1, 0.1], "ws"), "ws"),
     ("no fake quant", _no_fake_quant, "no fake quantization found"),
+    ("a Floor of another kind", _rounding_only, "no fake quantization found"),
     ("qonnx", _qonnx, "'quant_x'"),
     ("custom op", _custom_op, "com.example"),
     ("int16", _sixteen_bits(np.int16), "int16"),
