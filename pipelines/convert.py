@@ -238,7 +238,7 @@ def convert(
         digest = background.submit(_sha256, source)
         readable = ReadableSource(graph)
         run = run_pipeline(graph, spec, Context(chosen), verify=level, observers=(*observers, readable))
-        _check_placed(run)
+        _check_placed(graph, run)
         _stamp(graph, spec, chosen, run, digest.result())
     return Conversion(graph, chosen, spec, run, before, size, source, readable)
 
@@ -311,7 +311,7 @@ def _no_fake_quant() -> UnsupportedModel:
     )
 
 
-def _check_placed(run: PipelineRun) -> None:
+def _check_placed(model: Model, run: PipelineRun) -> None:
     """Raise when nothing was placed because there is no fake quant, or none of a kind that can be computed."""
     placements = [passed for passed in run.runs if passed.name == _PLACEMENT]
     if not placements or any(passed.result.modified for passed in placements):
@@ -321,8 +321,12 @@ def _check_placed(run: PipelineRun) -> None:
             where = f"node '{finding.node}', tensor '{finding.value}'"
             reason = finding.reason.removeprefix("left as it is: ")
             raise UnsupportedModel(f"nothing to convert: {reason}", where=where, remedy=finding.remedy)
-    if not any(name.startswith("gather-") for name in run.counts):
+    if not any(name.startswith("gather-") for name in run.counts) and not _quantizes(model):
         raise _no_fake_quant()
+
+
+def _quantizes(model: Model) -> bool:
+    return any(node.op_type in ("QuantizeLinear", "DequantizeLinear") for node in model.graph.all_nodes())
 
 
 def _sha256(source: _Stored | bytes) -> str:
