@@ -10,7 +10,7 @@ import onnx_ir as oir
 
 from qat2int8.ir import INT8, Code, Contract, Diagnostic, Fact, Model, QuantDType, QuantParams, Severity, Target
 from qat2int8.passes.base import Context, Numerics, Pass, PassResult
-from qat2int8.passes.recover_weight_grids import output_channel_axis
+from qat2int8.passes.output_channel import output_channel_axis
 from qat2int8.passes.registry import register
 
 __all__ = ["CentreWeights"]

@@ -15,6 +15,7 @@ import onnx_ir as oir
 
 from qat2int8.ir import Model, QuantParams
 from qat2int8.ir.blocks import row_blocks
+from qat2int8.passes.output_channel import output_channel_axis
 
 Doubles = npt.NDArray[np.float64]
 
@@ -102,11 +103,8 @@ class Layer:
             raise NotFoldable(
                 "the MatMul before it is not known to be two-dimensional", "run shape inference on the model"
             )
-        axis, groups, rank = 0, 1, weights.ndim
-        if node.op_type == "ConvTranspose":
-            axis, groups = 1, node.attributes.get_int("group", 1)
-        elif node.op_type in ("Gemm", "MatMul"):
-            axis = 0 if node.attributes.get_int("transB", 0) else 1
+        axis, rank = output_channel_axis(node, weights.ndim) or 0, weights.ndim
+        groups = node.attributes.get_int("group", 1) if node.op_type == "ConvTranspose" else 1
         bias = _bias(model, node, weights.shape[axis] * groups)
         return cls(node, weight, weights, bias, axis, groups, rank)
 

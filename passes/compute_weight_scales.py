@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import onnx_ir as oir
 
 from qat2int8.ir import (
     Code,
@@ -15,13 +14,13 @@ from qat2int8.ir import (
     Diagnostic,
     Fact,
     Model,
-    OpRule,
     Provenance,
     QuantDType,
     QuantParams,
     Severity,
 )
 from qat2int8.passes.base import Context, Numerics, Pass, PassResult
+from qat2int8.passes.output_channel import output_channel_axis
 from qat2int8.passes.registry import register
 
 _WEIGHTS = QuantDType(8, signed=True, narrow_range=True)
@@ -58,22 +57,14 @@ class ComputeWeightScales(Pass):
             if not np.all(np.isfinite(weights)):
                 notes.append(self.note(Code.NODE_SKIPPED, "the weight holds values that are not finite", **where))
                 continue
-            axis = _channel_axis(node, rule, weights.ndim) if ctx.target.per_channel_weights else None
+            per_channel = ctx.target.per_channel_weights and rule.weight_axis is not None
+            axis = output_channel_axis(node, weights.ndim) if per_channel else None
             grid = _grid(weights, axis)
             model.scales.set(weight, grid)
             computed += 1
             reason = f"no trained grid; {grid} computed from the weight's own values"
             notes.append(self.note(Code.WEIGHT_GRID_COMPUTED, reason, severity=Severity.NOTE, **where))
         return PassResult({"computed": computed}, tuple(notes))
-
-
-def _channel_axis(node: oir.Node, rule: OpRule, rank: int) -> int | None:
-    """The axis output channels run along, or None for one step for the whole weight."""
-    if node.op_type == "Gemm" and rule.weight_axis is not None:
-        return 0 if node.attributes.get_int("transB", 0) else 1
-    if node.op_type == "MatMul" and rank != 2:
-        return None
-    return rule.weight_axis
 
 
 def _grid(weights: npt.NDArray[Any], axis: int | None) -> QuantParams:

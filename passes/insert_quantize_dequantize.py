@@ -29,6 +29,7 @@ from qat2int8.ir import (
 from qat2int8.ir.quant import FloatArray
 from qat2int8.passes.base import Context, Numerics, Pass, PassResult
 from qat2int8.passes.kernels import Kernel, kernel_of
+from qat2int8.passes.output_channel import output_channel_axis
 from qat2int8.passes.qdq_writer import BIAS_LIMIT, QdqWriter, symmetric_int8
 from qat2int8.passes.registry import register
 
@@ -287,13 +288,10 @@ class _Placement:
 
     def _weight_axis(self, kernel: Kernel) -> int | None:
         """Output-channel axis of the constant weight; None where it may only have one step."""
-        if kernel.node.op_type == "Gemm" and kernel.node.attributes.get_int("transB", False):
-            return 0
-        if kernel.node.op_type == "MatMul":
-            # A vector has no output channel, and QLinearMatMul takes no step per column of a stack of matrices.
-            weight = self.model.constant(kernel.weight)
-            return 1 if weight is not None and weight.ndim == 2 else None
-        return kernel.rule.weight_axis
+        weight = self.model.constant(kernel.weight)
+        if weight is None or kernel.rule.weight_axis is None:
+            return None
+        return output_channel_axis(kernel.node, weight.ndim)
 
     def _output_has_grid(self, kernel: Kernel) -> bool:
         if self._lowered(kernel.output) is None:

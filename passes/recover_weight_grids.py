@@ -11,10 +11,11 @@ import onnx_ir as oir
 from qat2int8.ir import Code, Fact, FloatArray, Model, Provenance, QuantDType, QuantParams, Severity
 from qat2int8.ir.blocks import row_blocks
 from qat2int8.passes.base import Context, Pass, PassResult
+from qat2int8.passes.output_channel import output_channel_axis
 from qat2int8.passes.registry import register
 from qat2int8.passes.scale_groups import is_movement, moved
 
-__all__ = ["RecoverWeightGrids", "output_channel_axis", "recovered_grid"]
+__all__ = ["RecoverWeightGrids", "recovered_grid"]
 
 _OFF_GRID = 2e-3
 """How far from a level, in steps, a value may lie; 127 times a few float32 roundings are 1e-4."""
@@ -88,18 +89,6 @@ class RecoverWeightGrids(Pass):
                 )
             )
         return PassResult({"recovered": len(notes)}, tuple(notes))
-
-
-def output_channel_axis(node: oir.Node, rank: int) -> int | None:
-    """The axis of the weight of a layer that its output channels run along; None where it has no such axis."""
-    match node.op_type:
-        case "Conv":
-            return 0
-        case "ConvTranspose":
-            return 1
-        case "Gemm":
-            return 0 if node.attributes.get_int("transB", 0) else 1
-    return 1 if rank == 2 else None
 
 
 def recovered_grid(weights: FloatArray, axis: int | None) -> QuantParams | None:

@@ -12,7 +12,8 @@ from support import TARGET, apply, graph_text
 
 from qat2int8.ir import INT8, Code, Model, Provenance, QuantDType, QuantParams, Severity
 from qat2int8.passes import Context, find_pass, recover_weight_grids
-from qat2int8.passes.recover_weight_grids import RecoverWeightGrids, output_channel_axis, recovered_grid
+from qat2int8.passes.output_channel import output_channel_axis
+from qat2int8.passes.recover_weight_grids import RecoverWeightGrids, recovered_grid
 
 CTX = Context(TARGET)
 NARROW = QuantDType(8, signed=True, narrow_range=True)
