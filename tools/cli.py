@@ -17,6 +17,8 @@ from qat2int8.tools.cast_output import cast_output
 from qat2int8.tools.console import print_error
 from qat2int8.tools.convert import convert
 from qat2int8.tools.demo import demo
+from qat2int8.tools.explain import explain
+from qat2int8.tools.inspect_model import inspect
 from qat2int8.tools.passes import passes
 from qat2int8.tools.pipelines import pipelines
 from qat2int8.tools.run import run
@@ -32,6 +34,12 @@ COMMANDS: dict[str, tuple[Callable[..., None], str, str]] = {
         "Turn a QAT model into a real INT8 model.",
         "qat2int8 convert model.onnx -o model.int8.onnx",
     ),
+    "explain": (
+        explain,
+        "Tell what of a converted model runs in float, and why.",
+        "qat2int8 explain model.int8.onnx --node /head/Gemm",
+    ),
+    "inspect": (inspect, "Tell what a model holds, and how it is fake quantized.", "qat2int8 inspect model.onnx"),
     "run": (
         run,
         "Run a pipeline of passes on a model.",

@@ -1,0 +1,451 @@
+"""Why a converted model is what it is, from the file alone: what it was made from, what runs in float and why."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+import re
+import tempfile
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as oir
+
+from qat2int8.ir import (
+    Code,
+    DataError,
+    Diagnostic,
+    InvalidModel,
+    Model,
+    PipelineError,
+    QuantDType,
+    QuantParams,
+    Severity,
+    Target,
+)
+from qat2int8.ir.io import load_model
+from qat2int8.passes.fake_quant import FakeQuant, recognise
+from qat2int8.passes.kernels import kernel_of
+from qat2int8.pipelines.certificate import INTEGER_KERNELS, Certificate, NodeRecord, certify
+from qat2int8.pipelines.sessions import session
+from qat2int8.pipelines.target_files import DEFAULT_TARGET, load_target
+
+__all__ = ["Cause", "Explanation", "FloatGroup", "NodeExplanation", "Origin", "TensorGrid", "explain"]
+
+_FLOAT_CODES = frozenset(
+    {
+        Code.KEPT_FLOAT,
+        Code.OUTPUT_KEPT_FLOAT,
+        Code.NODE_SKIPPED,
+        Code.UNSUPPORTED_OP,
+        Code.ACTIVATION_NOT_ABSORBED,
+    }
+)
+"""The findings that say of a node that it stays in float."""
+
+_PREFIX = "qat2int8."
+_DIAGNOSTICS = f"{_PREFIX}diagnostics"
+_BOUNDARY = ("QuantizeLinear", "DequantizeLinear")
+_COMPUTE = {"Conv", "ConvTranspose", "Gemm", "MatMul"}
+_TOKEN = re.compile(r"_token_\d+$")
+"""The suffix onnxruntime adds to a node it replaces during layout optimisation."""
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What a model was made from and for, as ``convert`` wrote it into the file."""
+
+    version: str
+    target: str
+    pipeline: str
+    source_sha256: str
+
+
+@dataclass(frozen=True)
+class FloatGroup:
+    """Nodes that run in float for one reason; ``code`` is empty when the reason is read from the graph."""
+
+    code: str
+    reason: str
+    remedy: str
+    nodes: tuple[NodeRecord, ...]
+
+
+@dataclass(frozen=True)
+class TensorGrid:
+    """One tensor of a node; ``grid`` and ``range`` are empty for a float tensor that lies on none."""
+
+    role: str
+    tensor: str
+    grid: str
+    range: str
+
+
+@dataclass(frozen=True)
+class Cause:
+    """One tensor without a grid on the way up from a float node, and what became of the node that computes it."""
+
+    tensor: str
+    node: str
+    op_type: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class NodeExplanation:
+    """Everything known about one node.
+
+    Attributes:
+        integer: whether it computes on integers.
+        kernel: the integer kernel of the runtime it became; its own op type where that moves integers as it is.
+        diagnostics: the findings about it and about the tensors it reads and writes.
+        tensors: what it reads and writes, with grids.
+        chain: for a float node, nearest first, the tensors without a grid up to the nearest causes.
+    """
+
+    name: str
+    op_type: str
+    integer: bool
+    kernel: str
+    diagnostics: tuple[Diagnostic, ...]
+    tensors: tuple[TensorGrid, ...]
+    chain: tuple[Cause, ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Everything, ready for JSON."""
+        findings = [finding.as_dict() for finding in self.diagnostics]
+        return {**asdict(self), "diagnostics": findings}
+
+
+@dataclass(eq=False)
+class Explanation:
+    """A model file and what it says about itself.
+
+    Attributes:
+        origin: None for a model that was not made by this tool.
+        diagnostics: the findings of the conversion; none without an origin.
+    """
+
+    model: Model
+    path: Path
+    origin: Origin | None
+    target: Target
+    diagnostics: tuple[Diagnostic, ...]
+    certificate: Certificate
+    _kernels: Mapping[str, str] = field(repr=False)
+    """Integer kernels of the executed graph by the name of the node and of what it writes."""
+
+    @cached_property
+    def left_float(self) -> tuple[FloatGroup, ...]:
+        """Every node that runs in float though its kind can be integer, by reason, in graph order.
+
+        Those are Conv, ConvTranspose, Gemm and MatMul; of a model with an origin also the other ops the target
+        computes, and those the conversion explained.
+        """
+        records = iter(self.certificate.compute)
+        groups: dict[tuple[str, str, str], list[NodeRecord]] = {}
+        for node in self.model.graph.all_nodes():
+            if node.op_type in _COMPUTE and node.domain == "":
+                record = next(records)
+            elif self.origin is not None and self._could_be_integer(node):
+                record = NodeRecord(_name(node), node.op_type, 0, bool(self._kernel(node)))
+            else:
+                continue
+            if not record.integer:
+                groups.setdefault(self._why(node), []).append(record)
+        return tuple(FloatGroup(*why, tuple(nodes)) for why, nodes in groups.items())
+
+    def node(self, name: str) -> NodeExplanation:
+        """What is known about the node called ``name``.
+
+        Raises:
+            DataError: there is none; the message names the nearest one.
+        """
+        nodes = {_name(node): node for node in reversed(list(self.model.graph.all_nodes()))}
+        node = nodes.get(name)
+        if node is None:
+            near = difflib.get_close_matches(name, nodes, n=1, cutoff=0.3)
+            raise DataError(
+                f"no node is called '{name}'",
+                where=str(self.path),
+                remedy=f"did you mean '{near[0]}'?" if near else "",
+            )
+        tensors = tuple(self._tensors(node))
+        names = {tensor.tensor for tensor in tensors}
+        about = tuple(found for found in self.diagnostics if found.node == name or found.value in names - {""})
+        kernel = self._kernel(node)
+        chain = () if kernel or node.op_type in _BOUNDARY else tuple(self._chain(node))
+        return NodeExplanation(name, node.op_type, bool(kernel), kernel, about, tensors, chain)
+
+    @cached_property
+    def _reasons(self) -> dict[str, Diagnostic]:
+        """Why a node is in float, by its name; the last word counts, for it is that of the placement."""
+        return {found.node: found for found in self.diagnostics if found.node and found.code in _FLOAT_CODES}
+
+    def _could_be_integer(self, node: oir.Node) -> bool:
+        return kernel_of(self.model, node, self.target) is not None or _name(node) in self._reasons
+
+    def _kernel(self, node: oir.Node) -> str:
+        """The integer kernel ``node`` became; empty when it runs in float."""
+        if node.op_type in _BOUNDARY:
+            return ""
+        for name in _written_as(node):
+            if name in self._kernels:
+                return self._kernels[name]
+        data = node.inputs[0] if node.inputs else None
+        return node.op_type if _is_on_integers(data) or _moves_integers(self.model, node, self.target) else ""
+
+    def _why(self, node: oir.Node) -> tuple[str, str, str]:
+        """Code, reason and remedy."""
+        found = self._reasons.get(_name(node))
+        if found is not None:
+            # "Conv stays in float: " is what the reader knows already.
+            return found.code, found.reason.split(" stays in float: ", 1)[-1], found.remedy
+        if self.origin is None:
+            return "", "unknown: the model was not made by qat2int8", ""
+        data = [value for value in node.inputs if value is not None and self.model.constant(value) is None]
+        if all(_dequantizer(value) is not None for value in data):
+            return "", "the runtime did not fuse it", ""
+        return "", "no integer kernel computes its input", ""
+
+    def _tensors(self, node: oir.Node) -> list[TensorGrid]:
+        compute = node.op_type in _COMPUTE and node.domain == ""
+        roles = ("input", "weight", "bias") if compute else ()
+        shown = []
+        # A quantizer's scale and zero point, and the shapes and indices of data movement, are no tensors on grids.
+        inputs = node.inputs[:1] if node.op_type in _BOUNDARY else node.inputs
+        for index, value in enumerate(inputs):
+            if value is None or value.dtype is oir.DataType.INT64:
+                continue
+            role = roles[index] if index < len(roles) else "input"
+            dequantize = _dequantizer(value)
+            if role == "weight" and self.model.constant(_source(value)) is None:
+                role = "input"
+            if _is_on_integers(value):
+                shown.append(_on_grid(role, value, self._grid_above(value)))
+            else:
+                grid = None if dequantize is None else self._grid(dequantize)
+                shown.append(_on_grid(role, _source(value), grid))
+        for value in node.outputs:
+            if _is_on_integers(value):
+                shown.append(_on_grid("output", value, self._grid_above(value)))
+                continue
+            quantize = _quantizer(value)
+            shown.append(_on_grid("output", value, None if quantize is None else self._grid_behind(quantize)))
+        return shown
+
+    def _grid_above(self, value: oir.Value) -> QuantParams | None:
+        """The grid of 8-bit levels: that of the quantizer they come from, however they were moved since."""
+        maker = value.producer()
+        while (
+            maker is not None
+            and maker.op_type != "QuantizeLinear"
+            and maker.inputs
+            and maker.inputs[0] is not None
+        ):
+            maker = maker.inputs[0].producer()
+        return None if maker is None or maker.op_type != "QuantizeLinear" else self._grid(maker)
+
+    def _grid_behind(self, quantize: oir.Node) -> QuantParams | None:
+        """The grid of a quantizer, as narrow as its reader sees it."""
+        value = quantize.outputs[0]
+        while True:
+            readers = [use.node for use in value.uses()]
+            for reader in readers:
+                if reader.op_type == "DequantizeLinear":
+                    return self._grid(reader)
+            clips = [reader for reader in readers if reader.op_type == "Clip"]
+            if not clips:
+                return self._grid(quantize)
+            value = clips[0].outputs[0]
+
+    def _grid(self, node: oir.Node) -> QuantParams | None:
+        """The grid of a QuantizeLinear or DequantizeLinear; None when it is computed while the model runs."""
+        if node.op_type == "DequantizeLinear":
+            fake = recognise(self.model, node, constant=True)
+            if isinstance(fake, FakeQuant):
+                return fake.params
+        scale = self.model.constant(node.inputs[1])
+        zero = self.model.constant(node.inputs[2]) if len(node.inputs) > 2 else np.int32(0)
+        integers = node.outputs[0] if node.op_type == "QuantizeLinear" else node.inputs[0]
+        zeros = node.inputs[2] if len(node.inputs) > 2 else None
+        stored = zeros if zeros is not None else integers
+        dtype = None if stored is None or stored.dtype is None else QuantDType.of_storage(stored.dtype)
+        if scale is None or zero is None or dtype is None:
+            return None
+        return QuantParams.make(scale, zero, dtype, axis=node.attributes.get_int("axis", 1))
+
+    def _chain(self, node: oir.Node) -> list[Cause]:
+        """Breadth first, so that the nearest come first; a branch ends at a grid or at a node with a reason.
+
+        Where the finding about ``node`` names one of its tensors, that one alone led there.
+        """
+        found = self._reasons.get(_name(node))
+        blamed = found.value if found is not None else ""
+        written = next((value for value in node.outputs if value.name and value.name == blamed), None)
+        if written is not None:
+            return [Cause(blamed, _name(node), node.op_type, self._missing(written))]
+        reads = [value for value in node.inputs if value is not None]
+        waiting = deque([value for value in reads if value.name == blamed] or reads)
+        chain: list[Cause] = []
+        seen: set[oir.Value] = set()
+        while waiting:
+            value = waiting.popleft()
+            maker = value.producer()
+            if value in seen or self.model.constant(value) is not None or _dequantizer(value) is not None:
+                continue
+            seen.add(value)
+            if maker is None:
+                chain.append(Cause(value.name or "", "", "", "it is an input of the graph"))
+                continue
+            chain.append(Cause(value.name or "", _name(maker), maker.op_type, self._fate(maker)))
+            if _name(maker) not in self._reasons:
+                waiting.extend(above for above in maker.inputs if above is not None)
+        if not chain:
+            result = node.outputs[0]
+            if _quantizer(result) is None:
+                chain.append(Cause(result.name or "", _name(node), node.op_type, self._missing(result)))
+        return chain
+
+    def _missing(self, value: oir.Value) -> str:
+        """Why ``value``, which a float node computes, has no grid."""
+        missing = (found for found in self.diagnostics if found.code is Code.SCALE_MISSING)
+        return next((found.reason for found in missing if found.value == value.name), "no quantizer reads it")
+
+    def _fate(self, node: oir.Node) -> str:
+        """One sentence on a node that computes a tensor without a grid."""
+        if self._kernel(node):
+            return "runs in integers and ends in float"
+        if _name(node) in self._reasons or kernel_of(self.model, node, self.target) is not None:
+            return self._why(node)[1]
+        return f"{self.target.name} has no integer kernel for it"
+
+
+def explain(path: str | os.PathLike[str]) -> Explanation:
+    """Read what the model file ``path`` says about itself, and ask onnxruntime how it runs it.
+
+    Raises:
+        InvalidModel: not a valid model, or its record of the conversion is damaged.
+        UnsupportedModel: onnxruntime refuses it.
+    """
+    path = Path(path)
+    model = load_model(path)
+    for node in model.graph.all_nodes():
+        node.name = _name(node)
+    origin, diagnostics = _recorded(model, path)
+    return Explanation(
+        model, path, origin, _target(origin), diagnostics, certify(model, path), _executed_kernels(path)
+    )
+
+
+def _recorded(model: Model, path: Path) -> tuple[Origin | None, tuple[Diagnostic, ...]]:
+    props = model.ir.metadata_props
+    if f"{_PREFIX}pipeline" not in props:
+        return None, ()
+    keys = ("version", "target", "pipeline", "source_sha256")
+    origin = Origin(*(props.get(f"{_PREFIX}{key}", "") for key in keys))
+    try:
+        entries = json.loads(props.get(_DIAGNOSTICS, "[]"))
+        return origin, tuple(
+            Diagnostic(
+                **{**entry, "code": Code(entry["code"]), "severity": Severity(entry["severity"])},
+            )
+            for entry in entries
+        )
+    except (ValueError, TypeError, KeyError) as error:
+        raise InvalidModel(
+            f"its record '{_DIAGNOSTICS}' cannot be read",
+            where=str(path),
+            remedy=f"convert the source again; this was written by version {origin.version or 'unknown'}",
+        ) from error
+
+
+def _target(origin: Origin | None) -> Target:
+    """The target by its name; that of a file of one's own is not in the model, so the default stands in for it."""
+    try:
+        return load_target(origin.target if origin is not None else DEFAULT_TARGET)
+    except PipelineError:
+        return load_target(DEFAULT_TARGET)
+
+
+def _executed_kernels(path: Path) -> dict[str, str]:
+    with tempfile.TemporaryDirectory() as folder:
+        executed = Path(folder) / "executed.onnx"
+        session(path, optimized=executed)
+        graph = onnx.load(executed, load_external_data=False).graph
+    kernels: dict[str, str] = {}
+    for node in graph.node:
+        if node.op_type in INTEGER_KERNELS:
+            kernels.update(dict.fromkeys((_TOKEN.sub("", node.name), *node.output), node.op_type))
+    kernels.pop("", None)
+    return kernels
+
+
+def _name(node: oir.Node) -> str:
+    """Its name, or that of what it writes."""
+    return node.name or next((value.name for value in node.outputs if value.name), "")
+
+
+def _written_as(node: oir.Node) -> list[str]:
+    """The names under which an executed graph may know ``node``: its own, or of what a fusion made it write."""
+    names = [_name(node)]
+    for value in node.outputs:
+        names.append(value.name or "")
+        names += [use.node.outputs[0].name or "" for use in value.uses() if use.node.op_type == "QuantizeLinear"]
+    return [name for name in names if name]
+
+
+def _dequantizer(value: oir.Value) -> oir.Node | None:
+    maker = value.producer()
+    return maker if maker is not None and maker.op_type == "DequantizeLinear" else None
+
+
+def _quantizer(value: oir.Value) -> oir.Node | None:
+    """What puts ``value`` on a grid, directly or behind the activation that the grid absorbs."""
+    readers = [use.node for use in value.uses() if use.idx == 0]
+    for reader in readers:
+        if reader.op_type == "QuantizeLinear":
+            return reader
+    if len(readers) == 1 and readers[0].op_type in ("Relu", "Clip"):
+        return next(
+            (use.node for use in readers[0].outputs[0].uses() if use.node.op_type == "QuantizeLinear"), None
+        )
+    return None
+
+
+def _source(value: oir.Value) -> oir.Value:
+    """The tensor in front of the quantizers of ``value``: the one the findings name, or the stored integers."""
+    while (maker := value.producer()) is not None and maker.op_type in (*_BOUNDARY, "Clip"):
+        above = maker.inputs[0]
+        if above is None or (maker.op_type == "Clip" and not _is_on_integers(above)):
+            break
+        value = above
+    return value
+
+
+def _is_on_integers(value: oir.Value | None) -> bool:
+    """Whether ``value`` holds 8-bit levels and not floats."""
+    return value is not None and value.dtype in (oir.DataType.INT8, oir.DataType.UINT8)
+
+
+def _moves_integers(model: Model, node: oir.Node, target: Target) -> bool:
+    """Whether the runtime drops the Dequantize and Quantize around data movement (its DropQDQNodesRules)."""
+    kernel = kernel_of(model, node, target)
+    if kernel is None or kernel.rule.contract.value != "movement" or _dequantizer(kernel.inputs[0]) is None:
+        return False
+    readers = [use.node.op_type for value in node.outputs for use in value.uses()]
+    return bool(readers) and set(readers) == {"QuantizeLinear"}
+
+
+def _on_grid(role: str, value: oir.Value, params: QuantParams | None) -> TensorGrid:
+    if params is None:
+        return TensorGrid(role, value.name or "", "", "")
+    # Who said so, which a grid's text ends with, cannot be read from the nodes.
+    return TensorGrid(role, value.name or "", str(params).rpartition(" (")[0], str(params.interval))
