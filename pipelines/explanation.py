@@ -20,6 +20,7 @@ import onnx_ir as oir
 
 from qat2int8.ir import (
     Code,
+    Contract,
     DataError,
     Diagnostic,
     InvalidModel,
@@ -272,15 +273,17 @@ class Explanation:
             fake = recognise(self.model, node, constant=True)
             if isinstance(fake, FakeQuant):
                 return fake.params
-        scale = self.model.constant(node.inputs[1])
-        zero = self.model.constant(node.inputs[2]) if len(node.inputs) > 2 else np.int32(0)
-        integers = node.outputs[0] if node.op_type == "QuantizeLinear" else node.inputs[0]
         zeros = node.inputs[2] if len(node.inputs) > 2 else None
-        stored = zeros if zeros is not None else integers
-        dtype = None if stored is None or stored.dtype is None else QuantDType.of_storage(stored.dtype)
+        scale = self.model.constant(node.inputs[1])
+        zero = np.int32(0) if zeros is None else self.model.constant(zeros)
+        stored = _stored(node)
+        dtype = None if stored is None else QuantDType.of_storage(stored)
         if scale is None or zero is None or dtype is None:
             return None
-        return QuantParams.make(scale, zero, dtype, axis=node.attributes.get_int("axis", 1))
+        try:
+            return QuantParams.make(scale, zero, dtype, axis=node.attributes.get_int("axis", 1))
+        except InvalidModel:  # one scale per block, which the runtime can do
+            return None
 
     def _chain(self, node: oir.Node) -> list[Cause]:
         """Breadth first, so that the nearest come first; a branch ends at a grid or at a node with a reason.
@@ -353,18 +356,21 @@ def _recorded(model: Model, path: Path) -> tuple[Origin | None, tuple[Diagnostic
     origin = Origin(*(props.get(f"{_PREFIX}{key}", "") for key in keys))
     try:
         entries = json.loads(props.get(_DIAGNOSTICS, "[]"))
-        return origin, tuple(
-            Diagnostic(
-                **{**entry, "code": Code(entry["code"]), "severity": Severity(entry["severity"])},
-            )
-            for entry in entries
-        )
-    except (ValueError, TypeError, KeyError) as error:
+        return origin, tuple(_finding(entry) for entry in entries)
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise InvalidModel(
             f"its record '{_DIAGNOSTICS}' cannot be read",
             where=str(path),
             remedy=f"convert the source again; this was written by version {origin.version or 'unknown'}",
         ) from error
+
+
+def _finding(entry: dict[str, str]) -> Diagnostic:
+    """The inverse of :meth:`Diagnostic.as_dict`; ValueError, TypeError, KeyError or AttributeError for others."""
+    if not all(isinstance(text, str) for text in entry.values()):
+        raise TypeError("a finding holds strings only")
+    rest = {key: text for key, text in entry.items() if key not in ("code", "severity")}
+    return Diagnostic(Code(entry["code"]), Severity(entry["severity"]), **rest)
 
 
 def _target(origin: Origin | None) -> Target:
@@ -381,9 +387,12 @@ def _executed_kernels(path: Path) -> dict[str, str]:
         session(path, optimized=executed)
         graph = onnx.load(executed, load_external_data=False).graph
     kernels: dict[str, str] = {}
-    for node in graph.node:
-        if node.op_type in INTEGER_KERNELS:
-            kernels.update(dict.fromkeys((_TOKEN.sub("", node.name), *node.output), node.op_type))
+    waiting = [graph]
+    while waiting:
+        for node in waiting.pop().node:
+            waiting += [attribute.g for attribute in node.attribute if attribute.HasField("g")]
+            if node.op_type in INTEGER_KERNELS:
+                kernels.update(dict.fromkeys((_TOKEN.sub("", node.name), *node.output), node.op_type))
     kernels.pop("", None)
     return kernels
 
@@ -420,6 +429,15 @@ def _quantizer(value: oir.Value) -> oir.Node | None:
     return None
 
 
+def _stored(node: oir.Node) -> oir.DataType | None:
+    """The integer type that a QuantizeLinear writes or a DequantizeLinear reads."""
+    if len(node.inputs) > 2 and node.inputs[2] is not None:
+        return node.inputs[2].dtype
+    if node.op_type == "QuantizeLinear":
+        return oir.DataType(node.attributes.get_int("output_dtype", 0) or oir.DataType.UINT8)
+    return node.inputs[0].dtype if node.inputs[0] is not None else None
+
+
 def _source(value: oir.Value) -> oir.Value:
     """The tensor in front of the quantizers of ``value``: the one the findings name, or the stored integers."""
     while (maker := value.producer()) is not None and maker.op_type in (*_BOUNDARY, "Clip"):
@@ -432,13 +450,19 @@ def _source(value: oir.Value) -> oir.Value:
 
 def _is_on_integers(value: oir.Value | None) -> bool:
     """Whether ``value`` holds 8-bit levels and not floats."""
-    return value is not None and value.dtype in (oir.DataType.INT8, oir.DataType.UINT8)
+    if value is None:
+        return False
+    maker = value.producer()
+    stored = _stored(maker) if maker is not None and maker.op_type == "QuantizeLinear" else value.dtype
+    return stored in (oir.DataType.INT8, oir.DataType.UINT8)
 
 
 def _moves_integers(model: Model, node: oir.Node, target: Target) -> bool:
     """Whether the runtime drops the Dequantize and Quantize around data movement (its DropQDQNodesRules)."""
     kernel = kernel_of(model, node, target)
-    if kernel is None or kernel.rule.contract.value != "movement" or _dequantizer(kernel.inputs[0]) is None:
+    if kernel is None or kernel.rule.contract is not Contract.MOVEMENT or not kernel.inputs:
+        return False
+    if _dequantizer(kernel.inputs[0]) is None:
         return False
     readers = [use.node.op_type for value in node.outputs for use in value.uses()]
     return bool(readers) and set(readers) == {"QuantizeLinear"}

@@ -106,6 +106,8 @@ def _report_node(report: Report, told: NodeExplanation) -> None:
         runs = "between floats and integers"
     elif told.integer:
         runs = f"in integers, as {told.kernel}"
+        if any(tensor.role == "weight" and not tensor.grid for tensor in told.tensors):
+            runs += ": the runtime quantizes its float weight by itself"
     else:
         runs = "in float"
     report.line(f"runs         {runs}")

@@ -213,6 +213,46 @@ def test_quantizers_are_told_as_such(integer: Path) -> None:
     assert "between floats and integers" in invoke(integer, "--node", "relu_12_QuantizeLinear").stdout
 
 
+def test_a_float_weight_that_the_runtime_quantizes_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "m.onnx"
+    convert(networks.tiny_resnet(), skip_nodes=["Conv_26"], verify="none").save(path)
+    told = document(path, "--node", "Conv_26")["node"]
+    assert ("weight", "conv_10.weight", False) in grids(told)
+    assert [finding["code"] for finding in told["diagnostics"]] == ["Q303"]
+    # Not every version of onnxruntime does.
+    text = invoke(path, "--node", "Conv_26").stdout
+    assert ("quantizes its float weight by itself" in text) == told["integer"]
+
+
+def test_odd_quantizers_of_others(tmp_path: Path) -> None:
+    """No zero point, and one scale per block: no grid that could be shown, and no reason to stop."""
+    text = """<ir_version: 10, opset_import: ["" : 21]>
+      g (float[2,4] x) => (float[2,4] y, float[2,4] v) <float s = {0.5}, float[2,2] blocks = {1, 2, 3, 4}> {
+        [q] i = QuantizeLinear (x, s) [d] f = DequantizeLinear (i, s) [n] y = Neg (f)
+        [bq] j = QuantizeLinear <axis = 1, block_size = 2> (x, blocks)
+        [bd] h = DequantizeLinear <axis = 1, block_size = 2> (j, blocks) [m] v = Neg (h) }"""
+    path = tmp_path / "m.onnx"
+    onnx.save(onnx.parser.parse_model(text), path)
+    assert document(path, "--node", "n")["node"]["tensors"][0]["grid"] == "uint8 scale=0.5"
+    assert document(path, "--node", "q")["node"]["tensors"][1]["grid"] == "uint8 scale=0.5"
+    assert document(path, "--node", "m")["node"]["tensors"][0]["grid"] == ""
+
+
+def test_a_kernel_inside_a_branch(tmp_path: Path) -> None:
+    text = """<ir_version: 8, opset_import: ["" : 17]>
+      g (bool c, float[1,1,2,2] x) => (float[1,1,2,2] y)
+      <float s = {0.5}, int8 z = {0}, uint8 u = {8}, int8[1,1,1,1] w = {3}> {
+        y = If (c) <then_branch = t () => (float[1,1,2,2] o) {
+            i = QuantizeLinear (x, s, u) f = DequantizeLinear (i, s, u) wf = DequantizeLinear (w, s, z)
+            [inner] k = Conv (f, wf) j = QuantizeLinear (k, s, u) o = DequantizeLinear (j, s, u)
+          }, else_branch = e () => (float[1,1,2,2] p) { p = Neg (x) }> }"""
+    path = tmp_path / "m.onnx"
+    onnx.save(onnx.parser.parse_model(text), path)
+    told = document(path, "--node", "inner")
+    assert told["left_float"] == []
+    assert told["node"]["kernel"] == "QLinearConv"
+
+
 # -- ends -------------------------------------------------------------------------------------------------------
 
 
@@ -223,7 +263,15 @@ def test_an_unknown_node_gets_the_nearest(integer: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "record", ["{", "[1]", '[{"code": "Q999"}]', '[{"code": "Q301", "severity": "note"}]', "1"]
+    "record",
+    [
+        "{",
+        "[1]",
+        '[{"code": "Q301", "severity": "note", "reason": 5}]',
+        '[{"code": "Q999"}]',
+        '[{"code": "Q301", "severity": "note"}]',
+        "1",
+    ],
 )
 def test_a_damaged_record_is_named(partly: Path, tmp_path: Path, record: str) -> None:
     proto = onnx.load(partly)
