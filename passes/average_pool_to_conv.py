@@ -22,7 +22,8 @@ class AveragePoolToConv(Pass):
     faster than both. On integers all weights are 1 with step ``1 / area``, so nothing is rounded but the result.
 
     Only where padding counts as zeros (no pads, or ``count_include_pad``), the channel count is known, and both
-    the input and the output lie on a grid: else the pool runs in float anyway.
+    the input and the output lie on a grid: else the pool runs in float anyway. A model without a single weight on
+    a grid is left alone, for its layers are all in float.
     """
 
     name = "average-pool-to-conv"
@@ -30,6 +31,8 @@ class AveragePoolToConv(Pass):
     numerics = Numerics.CLOSE
 
     def run(self, model: Model, ctx: Context) -> PassResult:
+        if not any(value.is_initializer() for value in model.scales):
+            return PassResult()
         replaced = 0
         for node in model.nodes("AveragePool"):
             source, result = node.inputs[0], node.outputs[0]

@@ -13,12 +13,12 @@ CONTEXT = Context(load_target("ort-x86"))
 GRID = QuantParams.make(0.02, 128, UINT8)
 
 
-def pool(attributes: str, *, grids: str = "xy", channels: object = 3) -> Model:
+def pool(attributes: str, *, grids: str = "xyw", channels: object = 3) -> Model:
     model = parse(
         f"""
-        g (float[N,{channels},8,8] x) => (float[N,{channels},H,W] out) {{
+        g (float[N,{channels},8,8] x) => (float[N,{channels},H,W] out) <float w = {{2}}> {{
           [pool] y = AveragePool <{attributes}> (x)
-          [neg] out = Neg (y)
+          [scale] out = Mul (y, w)
         }}
         """
     )
@@ -59,10 +59,19 @@ def test_a_pool_between_two_grids_becomes_a_depthwise_conv(attributes: str) -> N
         pool("kernel_shape = [3,3], strides = [2,2], ceil_mode = 1"),
         pool('kernel_shape = [2,2], auto_pad = "SAME_UPPER"'),
         pool("kernel_shape = [2,2]", channels="C"),
-        pool("kernel_shape = [2,2]", grids="x"),
-        pool("kernel_shape = [2,2]", grids="y"),
+        pool("kernel_shape = [2,2]", grids="xw"),
+        pool("kernel_shape = [2,2]", grids="yw"),
+        pool("kernel_shape = [2,2]", grids="xy"),
     ],
-    ids=["padding left out", "ceil", "same", "unknown channels", "no output grid", "no input grid"],
+    ids=[
+        "padding left out",
+        "ceil",
+        "same",
+        "unknown channels",
+        "no output grid",
+        "no input grid",
+        "no weight on a grid",
+    ],
 )
 def test_other_pools_stay(model: Model) -> None:
     assert not apply(AveragePoolToConv(), model, CONTEXT).modified

@@ -274,7 +274,7 @@ def test_many_channels_with_few_levels_tell_as_much_as_one_with_many() -> None:
 @given(
     seed=st.integers(0, 9999),
     channels=st.integers(1, 12),
-    size=st.integers(12, 80),
+    size=st.integers(32, 80),
     span=st.integers(20, 127),
     normalised=st.booleans(),
     whole=st.booleans(),
