@@ -188,7 +188,8 @@ class _Reading:
             self.forms = _forms(fakes)
             self.layers = _layers(model, fakes)
             self.scales = tuple(model.scales.rows())
-            self.diagnostics = run.diagnostics
+            # A pass that runs twice says twice what it leaves as it is.
+            self.diagnostics = tuple(dict.fromkeys(run.diagnostics))
             counts = run.counts.get("read-primitive-fake-quant", {})
             self._count("float primitives", sum(counts.values()))
             found = self._run(model, recovery, run.facts).counts.get(_RECOVERY, {})

@@ -199,6 +199,15 @@ def test_the_output_is_blamed_where_the_finding_names_it(partly: Path) -> None:
     assert "what led there" in invoke(partly, "--node", "last").stdout
 
 
+def test_only_the_input_that_the_finding_names_is_blamed(tmp_path: Path) -> None:
+    text = PARTLY.replace("[last] h = Conv (af, wf)", "[cos] c = Softsign (m) [last] h = MatMul (s, c)")
+    path = tmp_path / "m.onnx"
+    convert(onnx.parser.parse_model(text), verify="none").save(path)
+    told = document(path, "--node", "last")["node"]
+    assert [finding["value"] for finding in told["diagnostics"] if finding["node"] == "last"] == ["s"]
+    assert [cause["tensor"] for cause in told["chain"]] == ["s"]
+
+
 def test_findings_about_the_tensors_of_a_node_are_told(partly: Path) -> None:
     # Found at 'blind', about the tensor that 'sig' writes.
     codes = {(found["code"], found["node"]) for found in document(partly, "--node", "sig")["node"]["diagnostics"]}

@@ -168,6 +168,16 @@ def test_a_fake_quant_that_no_kernel_computes_is_a_finding(tmp_path: Path) -> No
     assert "Q404 warning" in invoke(path).stdout
 
 
+def test_float_primitives_on_too_wide_a_grid_are_fake_quant_too(tmp_path: Path) -> None:
+    body = """a = Div (x, s) b = Round (a) low = Constant <value_float = -1000.0> ()
+      high = Constant <value_float = 1000.0> () c = Clip (b, low, high) y = Mul (c, s)"""
+    path = saved(tmp_path, body)
+    told = document(path)
+    assert (told["fake_quant"], told["dialects"]) == (True, {})
+    assert [found["code"] for found in told["diagnostics"]] == ["Q404"]
+    assert "of a form that is not read, see below" in invoke(path).stdout
+
+
 # -- forms and layers -------------------------------------------------------------------------------------------
 
 
