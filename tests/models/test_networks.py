@@ -214,3 +214,11 @@ def test_every_op_that_could_be_integer_and_is_not_has_a_reason(
                 assert told[node.name].reason
         for record in conversion.certificate.float_compute:
             assert told[record.node].remedy
+
+
+@pytest.mark.parametrize("position", range(6))
+def test_a_layer_left_out_on_purpose_runs_in_float(position: int) -> None:
+    proto = networks.tiny_resnet(fake_quant=True)
+    name = [node.name for node in proto.graph.node if node.op_type == "Conv"][position]
+    certificate = qat2int8.convert(proto, skip_nodes=[name]).certificate
+    assert [record.node for record in certificate.float_compute] == [name]

@@ -1,0 +1,53 @@
+"""Keep in float what was left in float."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import onnx_ir as oir
+
+from qat2int8.ir import Fact, Model
+from qat2int8.passes.base import Context, Pass, PassResult
+from qat2int8.passes.registry import register
+
+
+@register
+@dataclass(frozen=True)
+class GuardFloatLayers(Pass):
+    """Put a Max of one input in front of a layer in float that stands between a Dequantize and a Quantize.
+
+    onnxruntime quantizes the float weight of such a layer by itself, with one step for the whole weight, and runs
+    it in integers (``WeightBiasQuantization``, found with 1.31): an accuracy nobody asked for, on a layer somebody
+    may have left out on purpose. A Max of one input computes nothing, and no optimizer of the runtime drops it.
+    """
+
+    name = "guard-float-layers"
+    requires = frozenset({Fact.QDQ_PLACED})
+
+    def run(self, model: Model, ctx: Context) -> PassResult:
+        guarded = 0
+        for node in model.nodes("Conv", "ConvTranspose", "Gemm"):
+            source = node.inputs[0]
+            producer = source.producer() if source is not None else None
+            if source is None or producer is None or producer.op_type != "DequantizeLinear":
+                continue
+            if model.constant(node.inputs[1]) is None or not _is_quantized(node.outputs[0]):
+                continue
+            guard = oir.node("Max", [source], name=model.unique_name(f"{node.name}_guard"))
+            result = guard.outputs[0]
+            result.name = model.unique_name(f"{source.name}_guarded")
+            result.type, result.shape = source.type, source.shape
+            model.insert_before(node, guard)
+            node.replace_input_with(0, result)
+            guarded += 1
+        return PassResult({"guarded": guarded})
+
+
+def _is_quantized(value: oir.Value) -> bool:
+    """Whether a Quantize reads ``value``, at once or behind a Relu or Clip."""
+    for use in value.uses():
+        if use.node.op_type == "QuantizeLinear":
+            return True
+        if use.node.op_type in ("Relu", "Clip") and _is_quantized(use.node.outputs[0]):
+            return True
+    return False

@@ -1,0 +1,54 @@
+import numpy as np
+import pytest
+from support import TARGET, apply, parse, run
+
+from qat2int8.ir import Model
+from qat2int8.passes import Context
+from qat2int8.passes.guard_float_layers import GuardFloatLayers
+from qat2int8.pipelines.certificate import certify
+
+
+def layer(body: str) -> Model:
+    return parse(
+        f"""
+        g (uint8[1,2,4,4] q) => (uint8[1,2,4,4] o)
+        <float s = {{0.05}}, uint8 z = {{128}}, float[2,2,1,1] w = {{0.3, -2.0, 0.001, 0.7}},
+         int8[2,2,1,1] wq = {{1, 2, 3, 4}}, int8 wz = {{0}}> {{
+          [dq] x = DequantizeLinear (q, s, z)
+          {body}
+        }}
+        """
+    )
+
+
+BETWEEN = [
+    "[conv] c = Conv (x, w) [q2] o = QuantizeLinear (c, s, z)",
+    "[conv] c = Conv (x, w) [relu] r = Relu (c) [q2] o = QuantizeLinear (r, s, z)",
+]
+
+
+@pytest.mark.parametrize("body", BETWEEN)
+def test_a_float_layer_between_quantizers_stays_in_float(body: str) -> None:
+    model = layer(body)
+    before = model.to_proto()
+    executed = certify(model, before.SerializeToString()).executed
+    assert executed.get("QLinearConv") or "Relu" in body, "the runtime quantizes the weight: what this pass is for"
+    assert apply(GuardFloatLayers(), model).counts == {"guarded": 1}
+    assert [node.op_type for node in model.graph][:3] == ["DequantizeLinear", "Max", "Conv"]
+    certificate = certify(model, model.to_proto().SerializeToString())
+    assert [record.integer for record in certificate.compute] == [False]
+    q = np.random.default_rng(0).integers(0, 256, (1, 2, 4, 4)).astype(np.uint8)
+    np.testing.assert_array_equal(run(model, {"q": q}, optimize=True)[0], run(before, {"q": q})[0])
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "[dw] wd = DequantizeLinear (wq, s, wz) [conv] c = Conv (x, wd) [q2] o = QuantizeLinear (c, s, z)",
+        "[neg] n = Neg (x) [conv] c = Conv (n, w) [q2] o = QuantizeLinear (c, s, z)",
+        "[conv] c = Conv (x, w) [neg] n = Neg (c) [q2] o = QuantizeLinear (n, s, z)",
+    ],
+    ids=["integer weight", "float input", "float output"],
+)
+def test_other_layers_need_no_guard(body: str) -> None:
+    assert not GuardFloatLayers().run(layer(body), Context(TARGET)).modified
