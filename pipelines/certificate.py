@@ -7,7 +7,8 @@ import math
 import re
 import tempfile
 from collections import Counter
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -80,6 +81,7 @@ class Certificate:
         executed: op types of the executed graph with counts, Q/DQ and layout changes included.
         integer_nodes, float_nodes: executed nodes that work on integers and on floats, Q/DQ and layout left out.
         runtime: the runtime and version that was asked.
+        kernels: op types of the integer kernels, by the names of the node and of what it writes.
     """
 
     compute: tuple[NodeRecord, ...]
@@ -87,6 +89,11 @@ class Certificate:
     integer_nodes: int
     float_nodes: int
     runtime: str
+    kernels: dict[str, str] = field(repr=False)
+
+    def kernel_of(self, node: oir.Node) -> str | None:
+        """The integer kernel that executes ``node`` of the converted model, or None: then it runs in float."""
+        return _kernel_of(node, self.kernels)
 
     @cached_property
     def macs(self) -> int:
@@ -141,7 +148,7 @@ def certify(model: Model, file: ModelFile) -> Certificate:
     reading = _Reading()
     reading.read(executed.graph)
     records = tuple(
-        NodeRecord(node.name or "", node.op_type, macs, _runs_in_integers(node, reading.names))
+        NodeRecord(node.name or "", node.op_type, macs, _kernel_of(node, reading.kernels) is not None)
         for node, macs in _macs_of(model)
     )
     return Certificate(
@@ -150,26 +157,25 @@ def certify(model: Model, file: ModelFile) -> Certificate:
         reading.integer,
         reading.floating,
         f"onnxruntime {ort.__version__} CPU",
+        reading.kernels,
     )
 
 
-def _runs_in_integers(node: oir.Node, integer_names: set[str]) -> bool:
+def _kernel_of(node: oir.Node, kernels: Mapping[str, str]) -> str | None:
     """By node name, or by the tensor it writes: fusions keep one of the two."""
-    names = {node.name or ""}
+    names = [node.name]
     for output in node.outputs:
-        names.add(output.name or "")
-        for use in output.uses():
-            if use.node.op_type == "QuantizeLinear":
-                names.add(use.node.outputs[0].name or "")
-    return bool((names - {""}) & integer_names)
+        names.append(output.name)
+        names += [use.node.outputs[0].name for use in output.uses() if use.node.op_type == "QuantizeLinear"]
+    return next((kernels[name] for name in names if name and name in kernels), None)
 
 
 class _Reading:
     """What an executed graph does, bodies of control flow included."""
 
     def __init__(self) -> None:
-        self.names: set[str] = set()
-        """Names of integer kernels and of the tensors they write."""
+        self.kernels: dict[str, str] = {}
+        """Op types of integer kernels, by their names and those of the tensors they write."""
         self.counts: Counter[str] = Counter()
         self.integer = self.floating = 0
         self._integers: set[str] = set()
@@ -193,8 +199,8 @@ class _Reading:
         if carries and node.op_type not in _NOT_8_BIT and not _is_float_gemm(node):
             self._integers.update(node.output)
         if kernel:
-            self.names.add(_TOKEN.sub("", node.name))
-            self.names.update(node.output)
+            written = (_TOKEN.sub("", node.name), *node.output)
+            self.kernels.update((name, node.op_type) for name in written if name)
         if node.op_type in _BOUNDARY or node.op_type in _LAYOUT:
             return
         self.integer, self.floating = self.integer + carries, self.floating + (not carries)

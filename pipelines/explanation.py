@@ -5,17 +5,13 @@ from __future__ import annotations
 import difflib
 import json
 import os
-import re
-import tempfile
 from collections import deque
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import onnx_ir as oir
 
 from qat2int8.ir import (
@@ -34,8 +30,7 @@ from qat2int8.ir import (
 from qat2int8.ir.io import load_model
 from qat2int8.passes.fake_quant import FakeQuant, recognise
 from qat2int8.passes.kernels import kernel_of
-from qat2int8.pipelines.certificate import INTEGER_KERNELS, Certificate, NodeRecord, certify
-from qat2int8.pipelines.sessions import session
+from qat2int8.pipelines.certificate import Certificate, NodeRecord, certify
 from qat2int8.pipelines.target_files import DEFAULT_TARGET, load_target
 
 __all__ = ["Cause", "Explanation", "FloatGroup", "NodeExplanation", "Origin", "TensorGrid", "explain"]
@@ -55,7 +50,6 @@ _PREFIX = "qat2int8."
 _DIAGNOSTICS = f"{_PREFIX}diagnostics"
 _BOUNDARY = ("QuantizeLinear", "DequantizeLinear")
 _COMPUTE = {"Conv", "ConvTranspose", "Gemm", "MatMul"}
-_TOKEN = re.compile(r"_token_\d+$")
 """The suffix onnxruntime adds to a node it replaces during layout optimisation."""
 
 
@@ -140,8 +134,6 @@ class Explanation:
     target: Target
     diagnostics: tuple[Diagnostic, ...]
     certificate: Certificate
-    _kernels: Mapping[str, str] = field(repr=False)
-    """Integer kernels of the executed graph by the name of the node and of what it writes."""
 
     @cached_property
     def left_float(self) -> tuple[FloatGroup, ...]:
@@ -197,9 +189,9 @@ class Explanation:
         """The integer kernel ``node`` became; empty when it runs in float."""
         if node.op_type in _BOUNDARY:
             return ""
-        for name in _written_as(node):
-            if name in self._kernels:
-                return self._kernels[name]
+        kernel = self.certificate.kernel_of(node)
+        if kernel is not None:
+            return kernel
         data = node.inputs[0] if node.inputs else None
         return node.op_type if _is_on_integers(data) or _moves_integers(self.model, node, self.target) else ""
 
@@ -343,9 +335,7 @@ def explain(path: str | os.PathLike[str]) -> Explanation:
     for node in model.graph.all_nodes():
         node.name = _name(node)
     origin, diagnostics = _recorded(model, path)
-    return Explanation(
-        model, path, origin, _target(origin), diagnostics, certify(model, path), _executed_kernels(path)
-    )
+    return Explanation(model, path, origin, _target(origin), diagnostics, certify(model, path))
 
 
 def _recorded(model: Model, path: Path) -> tuple[Origin | None, tuple[Diagnostic, ...]]:
@@ -381,34 +371,9 @@ def _target(origin: Origin | None) -> Target:
         return load_target(DEFAULT_TARGET)
 
 
-def _executed_kernels(path: Path) -> dict[str, str]:
-    with tempfile.TemporaryDirectory() as folder:
-        executed = Path(folder) / "executed.onnx"
-        session(path, optimized=executed)
-        graph = onnx.load(executed, load_external_data=False).graph
-    kernels: dict[str, str] = {}
-    waiting = [graph]
-    while waiting:
-        for node in waiting.pop().node:
-            waiting += [attribute.g for attribute in node.attribute if attribute.HasField("g")]
-            if node.op_type in INTEGER_KERNELS:
-                kernels.update(dict.fromkeys((_TOKEN.sub("", node.name), *node.output), node.op_type))
-    kernels.pop("", None)
-    return kernels
-
-
 def _name(node: oir.Node) -> str:
     """Its name, or that of what it writes."""
     return node.name or next((value.name for value in node.outputs if value.name), "")
-
-
-def _written_as(node: oir.Node) -> list[str]:
-    """The names under which an executed graph may know ``node``: its own, or of what a fusion made it write."""
-    names = [_name(node)]
-    for value in node.outputs:
-        names.append(value.name or "")
-        names += [use.node.outputs[0].name or "" for use in value.uses() if use.node.op_type == "QuantizeLinear"]
-    return [name for name in names if name]
 
 
 def _dequantizer(value: oir.Value) -> oir.Node | None:
