@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from qat2int8.tools.console import Debug, Json, Quiet, Report, Verbose
+from qat2int8.tools.figures import as_bytes, as_count, as_percent
 
 if TYPE_CHECKING:
     from qat2int8.ir import DataError, Diagnostic
@@ -139,7 +140,7 @@ def convert(
         }
     )
     report_conversion(report, conversion, compared)
-    report.line(f"size         {_bytes(conversion.source_bytes)} -> {_bytes(written)}")
+    report.line(f"size         {as_bytes(conversion.source_bytes)} -> {as_bytes(written)}")
     report.line(f"written      {output} for {conversion.target.name} in {seconds:.1f} s")
     if fp32_out is not None:
         report.line(f"             {fp32_out}, the float model")
@@ -147,7 +148,7 @@ def convert(
     report.findings(_not_told(conversion))
     if not met:
         sys.stderr.write(
-            f"requirement not met: {_percent(percent)} of multiply-accumulates are integer, "
+            f"requirement not met: {as_percent(percent)} of multiply-accumulates are integer, "
             f"{require_int8:g} % required\n"
         )
         raise typer.Exit(_REQUIREMENT_NOT_MET)
@@ -163,8 +164,8 @@ def report_conversion(report: Report, conversion: Conversion, compared: Fidelity
     report.table(("op", "before", "after"), _op_rows(conversion, full=report.verbose), right=(1, 2))
     report.line()
     report.line(
-        f"certificate  {_percent(certificate.integer_macs_percent)} of {_count(certificate.macs)} "
-        f"multiply-accumulates and {_percent(certificate.integer_nodes_percent)} of nodes"
+        f"certificate  {as_percent(certificate.integer_macs_percent)} of {as_count(certificate.macs)} "
+        f"multiply-accumulates and {as_percent(certificate.integer_nodes_percent)} of nodes"
     )
     report.line(f"             run in integers on {certificate.runtime}")
     if compared is not None:
@@ -183,7 +184,7 @@ def report_float(report: Report, conversion: Conversion) -> None:
     by_reason: dict[str, list[str]] = {}
     reasons = {finding.node: finding for finding in conversion.diagnostics if finding.code in _REASONS}
     for record in in_float:
-        node = f"{record.node} ({_count(record.macs)})"
+        node = f"{record.node} ({as_count(record.macs)})"
         by_reason.setdefault(_why(reasons.get(record.node)), []).append(node)
     for reason, nodes in by_reason.items():
         report.item(reason, nodes, indent=13)
@@ -231,7 +232,7 @@ def _fidelity_lines(compared: Fidelity | DataError) -> tuple[str, str]:
     else:
         first = f"{worst:.1f} dB against the fake-quant model"
     if compared.same_argmax_percent is not None and math.isfinite(worst):
-        first += f", same answer on {_percent(compared.same_argmax_percent)}"
+        first += f", same answer on {as_percent(compared.same_argmax_percent)}"
     doubt = "; low: measure it on your data" if worst < _DOUBTFUL_DB else ""
     return first, f"({compared.data} inputs: {compared.samples}{doubt})"
 
@@ -288,24 +289,3 @@ def _progress(silent: bool) -> Iterator[Sequence[Observer]]:
 def _file_bytes(path: Path) -> int:
     data = path.with_name(f"{path.name}.data")
     return path.stat().st_size + (data.stat().st_size if data.exists() else 0)
-
-
-def _bytes(count: float) -> str:
-    for unit in ("B", "kB", "MB"):
-        if count < 999.5:
-            return f"{count:.3g} {unit}"
-        count /= 1000
-    return f"{count:.3g} GB"
-
-
-def _count(number: float) -> str:
-    for unit in ("", "k", "M", "G"):
-        if number < 999.5:
-            return f"{number:.3g}{unit}"
-        number /= 1000
-    return f"{number:.3g}T"
-
-
-def _percent(share: float) -> str:
-    """Never rounded up to all: 100 % is a claim."""
-    return f"{math.floor(10 * share) / 10:.1f} %"

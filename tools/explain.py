@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from qat2int8.tools.console import Debug, Json, Quiet, Report, Verbose
-from qat2int8.tools.convert import _count, _percent
+from qat2int8.tools.figures import as_count, as_percent
 
 if TYPE_CHECKING:
     from qat2int8.pipelines.explanation import Explanation, NodeExplanation
@@ -55,8 +55,8 @@ def explain(
     _report_origin(report, explanation)
     certificate = explanation.certificate
     report.line(
-        f"certificate  {_percent(certificate.integer_macs_percent)} of {_count(certificate.macs)} "
-        f"multiply-accumulates and {_percent(certificate.integer_nodes_percent)} of nodes"
+        f"certificate  {as_percent(certificate.integer_macs_percent)} of {as_count(certificate.macs)} "
+        f"multiply-accumulates and {as_percent(certificate.integer_nodes_percent)} of nodes"
     )
     report.line(f"             run in integers on {certificate.runtime}")
     _report_float(report, explanation)
@@ -94,7 +94,7 @@ def _report_float(report: Report, explanation: Explanation) -> None:
         code = f"{group.code} " if group.code else ""
         remedy = f" ({group.remedy})" if group.remedy else ""
         nodes = [
-            f"{record.node} ({record.op_type}{f', {_count(record.macs)}' if record.macs else ''})"
+            f"{record.node} ({record.op_type}{f', {as_count(record.macs)}' if record.macs else ''})"
             for record in group.nodes
         ]
         report.item(f"{code}{group.reason}{remedy}", nodes, indent=13)

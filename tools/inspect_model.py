@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from qat2int8.tools.console import Debug, Json, Quiet, Report, Verbose
-from qat2int8.tools.convert import _bytes, _count
+from qat2int8.tools.figures import as_bytes, as_count
 
 if TYPE_CHECKING:
     from qat2int8.pipelines.inspection import Form, Inspection, Tensor
@@ -47,7 +47,7 @@ def _report_surface(report: Report, seen: Inspection) -> None:
     report.line(f"producer     {seen.producer or 'not told'}")
     opsets = ", ".join(f"{domain} {version}" for domain, version in seen.opsets.items())
     report.line(f"versions     IR {seen.ir_version}, opset {opsets}")
-    report.line(f"size         {_bytes(seen.bytes)}, {_count(seen.weights)} weights")
+    report.line(f"size         {as_bytes(seen.bytes)}, {as_count(seen.weights)} weights")
     for label, tensors in (("input", seen.inputs), ("output", seen.outputs)):
         for tensor in tensors:
             report.line(f"{label:13}{_signature(tensor)}")

@@ -1,0 +1,30 @@
+"""How figures are written for people."""
+
+from __future__ import annotations
+
+import math
+
+__all__ = ["as_bytes", "as_count", "as_percent"]
+
+
+def as_bytes(count: float) -> str:
+    """A file's size, three digits."""
+    for unit in ("B", "kB", "MB"):
+        if count < 999.5:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.3g} GB"
+
+
+def as_count(number: float) -> str:
+    """A number of things, three digits."""
+    for unit in ("", "k", "M", "G"):
+        if number < 999.5:
+            return f"{number:.3g}{unit}"
+        number /= 1000
+    return f"{number:.3g}T"
+
+
+def as_percent(share: float) -> str:
+    """Never rounded up to all: 100 % is a claim."""
+    return f"{math.floor(10 * share) / 10:.1f} %"
