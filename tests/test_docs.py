@@ -267,9 +267,8 @@ def test_every_option_of_a_pass_has_a_meaning(name: str) -> None:
 @pytest.mark.parametrize("name", pipeline_names())
 def test_the_steps_of_a_shipped_pipeline_are_told_in_order(name: str) -> None:
     table = rows("pipelines.md", name)
-    assert [row[0] for row in table] == [str(number) for number in range(1, len(table) + 1)]
     shipped = [spec.name for spec in flatten(load_pipeline(name).passes)]
-    assert [row[1].strip("`") for row in table] == shipped, (
+    assert [row[0].strip("`") for row in table] == shipped, (
         f"bring the table of {name} in docs/pipelines.md up to date"
     )
 
