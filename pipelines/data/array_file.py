@@ -1,0 +1,128 @@
+"""numpy's array format (``.npy``, and the members of ``.npz``) read row by row from any stream."""
+
+from __future__ import annotations
+
+import contextlib
+import lzma
+import zipfile
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import IO, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from qat2int8.ir import DataError
+
+__all__ = ["ArrayHeader", "read_exactly", "read_header", "read_rows", "readable"]
+
+
+@dataclass(frozen=True)
+class ArrayHeader:
+    """What stands in front of the numbers. ``offset`` is where they start."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    offset: int
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one entry of the first axis."""
+        return int(np.prod(self.shape[1:], dtype=np.int64)) * self.dtype.itemsize
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the numbers."""
+        return int(np.prod(self.shape, dtype=np.int64)) * self.dtype.itemsize
+
+
+@contextlib.contextmanager
+def readable(where: str) -> Iterator[None]:
+    """Say of a file that cannot be read that it cannot be read.
+
+    Raises:
+        DataError: in place of what the system, zip or gzip raise.
+    """
+    try:
+        yield
+    except FileNotFoundError:
+        raise DataError("no such file", where=where) from None
+    except IsADirectoryError:
+        raise DataError("is a folder", where=where, remedy="name a file") from None
+    except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError) as error:
+        reason = str(error) or type(error).__name__
+        raise DataError(f"is damaged or cut short: {reason}", where=where, remedy="write it again") from error
+    except (NotImplementedError, RuntimeError) as error:  # compressed or encrypted in ways zipfile does not know
+        raise DataError(f"cannot be read: {error}", where=where, remedy="write it with numpy") from error
+    except OSError as error:
+        raise DataError(f"cannot be read: {error.strerror or error}", where=where) from error
+
+
+def read_header(stream: IO[bytes], where: str) -> ArrayHeader:
+    """The header at the start of ``stream``, which stands at the numbers afterwards.
+
+    Raises:
+        DataError: it is none, or that of an array that cannot be read by rows.
+    """
+    try:
+        version = np.lib.format.read_magic(stream)
+        if version == (1, 0):
+            shape, fortran, dtype = np.lib.format.read_array_header_1_0(stream)
+        elif version == (2, 0):
+            shape, fortran, dtype = np.lib.format.read_array_header_2_0(stream)
+        else:
+            raise ValueError(f"version {version[0]}.{version[1]} of the format is not for arrays of numbers")
+    except ValueError as error:
+        reason = str(error).splitlines()[0]
+        raise DataError(
+            f"is not an array of numpy: {reason}", where=where, remedy="write it with numpy.save or numpy.savez"
+        ) from error
+    if dtype.kind not in "biuf":
+        kind = "Python objects" if dtype.hasobject else f"type {dtype}"
+        raise DataError(f"holds {kind}, not numbers", where=where, remedy="store an array of numbers")
+    if any(size < 0 for size in shape):
+        raise DataError(f"has the shape {list(shape)}", where=where, remedy="write it again")
+    if fortran and sum(size > 1 for size in shape) > 1:
+        raise DataError(
+            "is stored in Fortran order, in which samples are not in one piece",
+            where=where,
+            remedy="store numpy.ascontiguousarray(x)",
+        )
+    return ArrayHeader(tuple(shape), dtype, stream.tell())
+
+
+def read_rows(stream: IO[bytes], header: ArrayHeader, first: int, count: int, where: str) -> npt.NDArray[Any]:
+    """``count`` entries of the first axis, of which ``stream`` stands at number ``first``.
+
+    Raises:
+        DataError: the stream ends before.
+    """
+    content = read_exactly(stream, count * header.row_bytes)
+    whole = len(content) // header.row_bytes if header.row_bytes else count
+    if whole < count:
+        raise DataError(
+            f"is cut short: of {header.shape[0]} samples {first + whole} are there",
+            where=where,
+            remedy="write or copy it again",
+        )
+    array = np.frombuffer(content, header.dtype).reshape(count, *header.shape[1:])
+    return array.astype(header.dtype.newbyteorder("="), copy=False)
+
+
+def read_exactly(stream: IO[bytes], count: int) -> bytearray:
+    """``count`` bytes, fewer only where the stream ends.
+
+    Not mapped: pages of a mapped file count as memory of the process, and one that shrinks meanwhile kills it.
+    """
+    content = bytearray(count)
+    view = memoryview(content)
+    filled = 0
+    while filled < count:
+        got = stream.readinto(view[filled:])  # type: ignore[attr-defined]
+        if not got:
+            break
+        filled += got
+    view.release()
+    del content[filled:]
+    return content

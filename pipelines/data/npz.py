@@ -1,0 +1,91 @@
+"""``.npz``: arrays named after the model's inputs, the first axis of each the samples."""
+
+from __future__ import annotations
+
+import contextlib
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from qat2int8.ir import DataError
+from qat2int8.pipelines.data.array_file import ArrayHeader, read_header, read_rows, readable
+from qat2int8.pipelines.data.dataset import Piece
+from qat2int8.pipelines.data.inputs import Names
+
+__all__ = ["Npz", "headers_of"]
+
+
+class Npz:
+    """Arrays of one file. Only what the model needs and the labels are read, a batch at a time."""
+
+    whole_batches = False
+
+    def __init__(self, path: Path, names: Names) -> None:
+        self.name = str(path)
+        self._path = path
+        headers = headers_of(path)
+        chosen = names.choose(list(headers), self.name).arrays
+        self._headers = {name: header for name, header in headers.items() if name in chosen}
+        counts = {name: header.shape[0] for name, header in self._headers.items() if header.shape}
+        if not counts:
+            raise DataError(
+                "no array has an axis of samples", where=self.name, remedy="the first axis is the samples"
+            )
+        if len(set(counts.values())) > 1:
+            told = ", ".join(f"'{name}' {count}" for name, count in counts.items())
+            raise DataError(
+                f"its arrays have different numbers of samples: {told}",
+                where=self.name,
+                remedy="the first axis of each counts the samples",
+            )
+        self.count: int | None = next(iter(counts.values()))
+
+    def pieces(self, start: int, size: int) -> Iterator[Piece]:
+        assert self.count is not None
+        with readable(self.name), contextlib.ExitStack() as stack:
+            archive = stack.enter_context(zipfile.ZipFile(self._path))
+            streams = {name: stack.enter_context(archive.open(f"{name}.npy")) for name in self._headers}
+            for name, header in self._headers.items():
+                streams[name].seek(header.offset + start * (header.row_bytes if header.shape else 0))
+            shared = {
+                name: np.frombuffer(streams[name].read(), header.dtype)[0]
+                for name, header in self._headers.items()
+                if not header.shape
+            }
+            for at in range(start, self.count, size):
+                count = min(size, self.count - at)
+                rows = {
+                    name: read_rows(streams[name], header, at, count, f"{self.name}: array '{name}'")
+                    for name, header in self._headers.items()
+                    if header.shape
+                }
+                yield Piece({**shared, **rows}, self.name)
+
+
+def headers_of(path: Path) -> dict[str, ArrayHeader]:
+    """The headers of all arrays in a ``.npz`` file, by name.
+
+    Raises:
+        DataError: not such a file, or the size of an array is not what its header says.
+    """
+    headers = {}
+    with readable(str(path)), zipfile.ZipFile(path) as archive:
+        for info in archive.infolist():
+            if not info.filename.endswith(".npy"):
+                continue
+            name = info.filename.removesuffix(".npy")
+            where = f"{path}: array '{name}'"
+            with archive.open(info) as stream:
+                header = read_header(stream, where)
+            if info.file_size != header.offset + header.nbytes:
+                raise DataError(
+                    f"has {info.file_size - header.offset} bytes of numbers where its header says {header.nbytes}",
+                    where=where,
+                    remedy="write it again",
+                )
+            headers[name] = header
+    if not headers:
+        raise DataError("holds no arrays", where=str(path), remedy="write it with numpy.savez")
+    return headers
