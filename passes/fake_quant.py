@@ -26,7 +26,8 @@ class FakeQuant:
     """One fake quantization.
 
     Attributes:
-        source: what is quantized: a float tensor, or the integer initializer of a weight stored quantized.
+        source: what is quantized: a float tensor, or the integer initializer of a weight stored quantized. Where
+            the caller hands in integers there is no float tensor before them, and it is ``output`` itself.
         output: the float tensor on the grid.
         nodes: from the first node after ``source`` to the DequantizeLinear.
         params: the grid.
@@ -43,6 +44,11 @@ class FakeQuant:
     def is_bias(self) -> bool:
         """Whether the integers are 32 bits wide: accumulator levels of a bias, not a grid of their own."""
         return self.params.dtype.bits > 8
+
+    @property
+    def is_given(self) -> bool:
+        """Whether the integers are a graph input: there is a grid to gather and nothing to remove."""
+        return self.source is self.output
 
 
 @dataclass(frozen=True, eq=False)
@@ -153,6 +159,8 @@ def _read(model: Model, dequantize: oir.Node, constant: bool) -> FakeQuant:
         ends = (quantize, dequantize)
     elif quantize is None and _is_constant(integers):
         source, storage = integers, integers.dtype
+    elif quantize is None and not links:
+        source, storage = dequantize.outputs[0], integers.dtype
     else:
         made = f"come from {quantize.op_type} '{quantize.name}'" if quantize is not None else "are a graph input"
         raise _Unsupported(f"its integers {made}, not from a QuantizeLinear", "export plain fake quantization")

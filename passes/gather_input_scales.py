@@ -17,6 +17,9 @@ from qat2int8.passes.registry import register
 class GatherInputScales(Pass):
     """Record the grid of every fake-quantized activation on the float tensor that is quantized.
 
+    A graph input that holds integers, as TensorFlow Lite's models have it, is dequantized and never quantized: its
+    grid stands on the dequantized tensor.
+
     Where one fake quant follows another directly, both speak of the same tensor, the one in front of the first;
     if they differ, the last one is kept, because its consumers were trained on it. Where two fake quants
     read one tensor side by side, the wider grid is kept. Both cases are reported.
@@ -68,6 +71,6 @@ class GatherInputScales(Pass):
 
 def _root(value: oir.Value, fakes: dict[oir.Value, FakeQuant]) -> oir.Value:
     """The tensor in front of the first of a chain of fake quants."""
-    while value in fakes:
+    while value in fakes and not fakes[value].is_given:
         value = fakes[value].source
     return value

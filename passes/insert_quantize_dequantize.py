@@ -167,6 +167,9 @@ class _Placement:
             unread = value in self.tensors or value.is_initializer() or params.source < Provenance.TRAINED
             if unread or any(use.node.op_type == "QuantizeLinear" for use in value.uses()):
                 continue
+            producer = value.producer()
+            if producer is not None and producer.op_type == "DequantizeLinear":
+                continue  # a caller hands it in on its grid
             self.diagnostics.append(
                 self.owner.note(
                     Code.FAKE_QUANT_DROPPED,

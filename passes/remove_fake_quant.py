@@ -20,7 +20,7 @@ class RemoveFakeQuant(Pass):
     """Let the consumers of a fake-quantized activation read the float tensor itself.
 
     The grids must have been gathered; they stand on that tensor. Fake quants of weights, and those no grid can
-    be read from, stay.
+    be read from, stay. So does the Dequantize of a graph input that holds integers.
 
     A grid that starts at zero on a tensor that can be negative is a Relu as well: exporters that quantize leave
     the Relu itself out, because the quantizer saturates there. It is put back, so that the layer computes the
@@ -36,7 +36,7 @@ class RemoveFakeQuant(Pass):
         removed, freed = 0, dict[oir.Value, None]()
         quantized = dict[oir.Value, None]()
         for fake in fake_quants(model):
-            if isinstance(fake, FakeQuant) and not fake.constant:
+            if isinstance(fake, FakeQuant) and not fake.constant and not fake.is_given:
                 tensor, unused = _remove(model, fake)
                 freed.update(dict.fromkeys(unused))
                 quantized[tensor] = None

@@ -209,8 +209,21 @@ def test_another_op_between_is_left_alone() -> None:
     assert "come from Identity 'r'" in found.reason
 
 
-def test_integers_from_outside_are_left_alone() -> None:
-    model = parse("g (uint8[2] x) => (float[2] y) <float s = {1}> { [d] y = DequantizeLinear (x, s) }")
+def test_integers_from_outside_are_on_a_grid() -> None:
+    model = parse("g (uint8[2] x) => (float[2] y) <float s = {0.5}> { [d] y = DequantizeLinear (x, s) }")
+    found = accepted(model)
+    assert found.is_given
+    assert found.source is found.output
+    assert (float(found.params.scale), found.params.dtype) == (0.5, UINT8)
+
+
+def test_integers_from_outside_behind_a_clip_are_left_alone() -> None:
+    model = parse(
+        """g (uint8[2] x) => (float[2] y) <float s = {1}, uint8 hi = {127}> {
+          c = Clip (x, , hi)
+          [d] y = DequantizeLinear (c, s)
+        }"""
+    )
     assert "are a graph input" in refused(model).reason
 
 

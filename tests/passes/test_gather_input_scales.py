@@ -40,6 +40,26 @@ def test_the_grid_stands_on_the_tensor_that_is_quantized() -> None:
     assert grid(model, "x").origin == "QuantizeLinear 'first'"
 
 
+def test_a_graph_input_that_holds_integers_gives_its_grid_to_what_is_made_of_it() -> None:
+    model = parse(
+        """g (uint8[2] x) => (float[2] y) <float s = {0.5}, uint8 z = {128}, float t = {0.25}> {
+          [given] d = DequantizeLinear (x, s, z)
+          p = QuantizeLinear (d, t)
+          y = DequantizeLinear (p, t)
+        }"""
+    )
+    before = graph_text(model)
+    apply(GatherInputScales(), model)
+    assert graph_text(model) == before
+    assert names(model) == {"d"}
+
+
+def test_the_grid_of_a_given_tensor_is_that_of_its_dequantizer() -> None:
+    model = parse("g (uint8[2] x) => (float[2] y) <float s = {0.5}> { d = DequantizeLinear (x, s) y = Neg (d) }")
+    assert apply(GatherInputScales(), model).counts == {"gathered": 1}
+    assert grid(model, "d").same_grid(QuantParams.make(0.5, 0, UINT8))
+
+
 CHAIN = """g (float[2] x) => (float[2] y) <float s = {{{first}}}, float t = {{{last}}}> {{
   p = QuantizeLinear (x, s)
   a = DequantizeLinear (p, s)

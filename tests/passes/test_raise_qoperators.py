@@ -253,7 +253,13 @@ def test_raised_operators_form_fake_quants() -> None:
     )
     apply(RaiseQoperators(), model)
     fakes = [fake for fake in fake_quants(model) if isinstance(fake, FakeQuant)]
-    assert [(fake.constant, fake.is_bias) for fake in fakes] == [(True, False), (True, True), (False, False)]
+    kinds = [(fake.constant, fake.is_bias, fake.is_given) for fake in fakes]
+    assert kinds == [
+        (False, False, True),
+        (True, False, False),
+        (True, True, False),
+        (False, False, False),
+    ]
 
 
 @pytest.mark.parametrize(

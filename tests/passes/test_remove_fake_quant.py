@@ -40,6 +40,14 @@ def test_consumers_read_the_float_tensor_and_the_constants_go() -> None:
     assert result.counts["removed"] == 1
 
 
+def test_what_a_caller_hands_in_as_integers_stays_dequantized() -> None:
+    text = """g (uint8[2] x) => (float[2] y) <float s = {0.5}> { d = DequantizeLinear (x, s) y = Neg (d) }"""
+    model = gathered(text)
+    before = graph_text(model)
+    assert not apply(RemoveFakeQuant(), model).modified
+    assert graph_text(model) == before
+
+
 def test_clip_and_cast_between_go_too() -> None:
     check_pass(
         RemoveFakeQuant(),
