@@ -33,6 +33,19 @@ class Stem:
     activations: oir.Value
     weights: npt.NDArray[np.generic]
 
+    @property
+    def is_channels_last(self) -> bool:
+        """Whether the integers come transposed from an image whose channels lie last, as TensorFlow has them.
+
+        The runtime's kernels work on that layout, so the Transpose vanishes, and what is done to channels in
+        between is done to the innermost axis.
+        """
+        transpose = self.activations.producer()
+        if transpose is None or transpose.op_type != "Transpose" or transpose.domain != "":
+            return False
+        perm = list(transpose.attributes.get_ints("perm", ()))
+        return len(perm) > 2 and perm == [0, len(perm) - 1, *range(1, len(perm) - 1)]
+
     def replace(self, model: Model, node: oir.Node, name: str, weights: npt.NDArray[np.generic]) -> None:
         """Let the convolution read what ``node`` makes of the integers (``name``), through new ``weights``."""
         node.name = model.unique_name(node.name or name)

@@ -90,3 +90,14 @@ def test_a_tensor_that_others_read_keeps_its_three_channels() -> None:
     apply(PadStemChannels(), shared)
     for expected, actual in zip(run(before, {"q": integers(3)}), run(shared, {"q": integers(3)}), strict=True):
         np.testing.assert_array_equal(actual, expected)
+
+
+@pytest.mark.parametrize(("perm", "shape", "padded"), [("0,3,1,2", "1,2,2,3", 0), ("0,2,1,3", "1,2,3,2", 1)])
+def test_an_image_with_its_channels_last_is_left_alone(perm: str, shape: str, padded: int) -> None:
+    text = (
+        MODEL.format(channels=3, depth=3, weights="1, 2, 3, 4, 5, 6", zeros="0, 0", attributes="")
+        .replace("uint8[1,3,2,2] q", f"uint8[{shape}] q")
+        .replace("DequantizeLinear (q,", "DequantizeLinear (qt,")
+        .replace("[dq]", f"[t] qt = Transpose <perm = [{perm}]> (q) [dq]")
+    )
+    assert PadStemChannels().run(parse(" ".join(text.split())), Context(TARGET)).counts == {"padded": padded}
