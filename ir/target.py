@@ -45,6 +45,10 @@ class Target:
 
     ``activation`` is the integer type activations are lowered to; with ``zero_point`` "any" a range may sit
     anywhere (asymmetric), with "symmetric" zero is always level 0. Weights are int8 with zero point 0.
+
+    Without ``integer_clip`` levels at the ends of a grid cannot be cut off between Quantize and Dequantize, and a
+    float Clip in front does it. ``rewrites`` names the passes, among those that pay on some runtimes only, that
+    run for this one.
     """
 
     name: str
@@ -56,6 +60,8 @@ class Target:
     min_opset: int
     max_opset: int
     max_ir_version: int
+    integer_clip: bool = True
+    rewrites: tuple[str, ...] = ()
     ops: Mapping[str, OpRule] = field(default_factory=dict)
 
     @property
@@ -87,30 +93,39 @@ class Target:
         """The same real values on this target's activation type, or None where the target cannot hold them.
 
         Moving between signed and unsigned shifts the zero point by half the range and keeps every level, so
-        it is bit exact.
+        it is bit exact. The lowest level that a narrow range left out comes back: only what saturated next to it
+        ever reaches it.
         """
         dtype = self.activation_dtype
         if params.per_channel or params.dtype.bits > dtype.bits:
             return None
+        if dtype.signed and not params.dtype.signed and self.zero_point == "any":
+            return self._shifted_down(params)
         shift = 0
         if params.dtype.signed != dtype.signed:
             shift = 1 << (params.dtype.bits - 1)
-            if params.dtype.narrow_range and np.all(params.zero_point == params.dtype.qmin):
-                # Nothing is below zero, and the level that is missing there must not come back: zero stays lowest.
-                shift -= 1
             shift = shift if params.dtype.signed else -shift
+        if params.dtype.narrow_range and np.all(params.zero_point == params.dtype.qmin):
+            # Nothing is below zero, and the level that is missing there must not come back: zero stays lowest.
+            shift -= 1
         shifted, top = params.zero_point + shift, params.dtype.top
         lowered = QuantDType(
             params.dtype.bits,
             dtype.signed,
-            params.dtype.narrow_range and dtype.signed,
-            None if top is None else top + shift,
+            top=None if top is None else top + shift,
         )
         if np.any(shifted < lowered.qmin) or np.any(shifted > lowered.qmax):
             return None
         if self.zero_point == "symmetric" and np.any(shifted != 0):
             return None
         return params.with_(zero_point=shifted.astype(np.int32), dtype=lowered)
+
+    def _shifted_down(self, params: QuantParams) -> QuantParams:
+        """An unsigned grid on signed integers, its lowest level on theirs: whatever saturates at it still does."""
+        dtype = self.activation_dtype
+        shift, top = dtype.qmin, params.dtype.qmax + dtype.qmin
+        lowered = dtype if top == dtype.qmax else QuantDType(dtype.bits, dtype.signed, top=top)
+        return params.with_(zero_point=(params.zero_point + shift).astype(np.int32), dtype=lowered)
 
 
 _TINY = 1e-6

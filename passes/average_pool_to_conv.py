@@ -29,6 +29,7 @@ class AveragePoolToConv(Pass):
     name = "average-pool-to-conv"
     requires = frozenset({Fact.NO_FAKE_QUANT})
     numerics = Numerics.CLOSE
+    per_target = True
 
     def run(self, model: Model, ctx: Context) -> PassResult:
         if not any(value.is_initializer() for value in model.scales):

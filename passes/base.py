@@ -64,6 +64,8 @@ class Pass(abc.ABC):
     provides: ClassVar[frozenset[Fact]] = frozenset()
     invalidates: ClassVar[frozenset[Fact]] = frozenset()
     numerics: ClassVar[Numerics] = Numerics.EXACT
+    per_target: ClassVar[bool] = False
+    """Whether it pays on some runtimes only: a pipeline runs it for targets whose ``rewrites`` name it."""
 
     @abc.abstractmethod
     def run(self, model: Model, ctx: Context) -> PassResult:

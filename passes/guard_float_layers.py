@@ -23,6 +23,7 @@ class GuardFloatLayers(Pass):
 
     name = "guard-float-layers"
     requires = frozenset({Fact.QDQ_PLACED})
+    per_target = True
 
     def run(self, model: Model, ctx: Context) -> PassResult:
         guarded = 0

@@ -49,7 +49,8 @@ class InsertQuantizeDequantize(Pass):
     Each tensor gets one quantizer that all its integer consumers share; when an integer kernel computes the
     tensor, everyone reads it dequantized. Activations are lowered to the target's type (int8 around 0 becomes
     uint8 around 128: bit exact), weights become int8 with zero point 0, biases int32 with step
-    ``input_scale * weight_scale``; a bias that does not fit widens its channel's weight step and says so.
+    ``input_scale * weight_scale`` where the target wants that; one that does not fit widens its channel's weight
+    step and says so.
     Elementwise ops and data movement join where an integer kernel computes one of their inputs; an elementwise
     op asked for by name joins wherever it has grids.
 
@@ -159,7 +160,8 @@ class _Placement:
             for value in set(kernel.constants):
                 self._write_constant(writer, node, value)
         for value, params in self.tensors.items():
-            writer.quantizer(value, params, None if value in self.computed else self._reads_integers)
+            reads = None if value in self.computed else self._reads_integers
+            writer.quantizer(value, params, reads, integer_clip=self.target.integer_clip)
 
     def note_dropped(self) -> None:
         """Say which trained grids take part in nothing: their tensors are read more finely than in training."""
@@ -256,7 +258,7 @@ class _Placement:
             obstacle = self._weight_obstacle(kernel)
             if obstacle is not None:
                 return obstacle
-        if kernel.bias is not None:
+        if kernel.bias is not None and self.target.int32_bias:
             bias = self._bias_array(kernel)
             if bias is None or not np.all(np.isfinite(bias)):
                 reason = "its bias is not one finite constant per channel of a constant weight"
@@ -324,7 +326,7 @@ class _Placement:
         node, params = kernel.node, self.weights[kernel.node]
         assert kernel.weight is not None
         self._report_requantized(kernel, params)
-        bias = self._bias_array(kernel)
+        bias = self._bias_array(kernel) if self.target.int32_bias else None
         if bias is not None:
             input_step = self._grid(kernel.inputs[0]).scale
             params = self._fit_bias(kernel, params, bias, input_step)

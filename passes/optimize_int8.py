@@ -48,6 +48,7 @@ class OptimizeInt8(Pass):
 
     name = "optimize-int8"
     numerics = Numerics.QUANTIZING
+    per_target = True
 
     def run(self, model: Model, ctx: Context) -> PassResult:
         squasher = _Squasher(model, ctx.target)

@@ -33,6 +33,7 @@ class PadStemChannels(Pass):
     requires = frozenset({Fact.QDQ_PLACED})
     # Exact in integers; see stem-space-to-depth for floats.
     numerics = Numerics.QUANTIZING
+    per_target = True
 
     channels: int = 4
 

@@ -53,7 +53,7 @@ class PropagateScales(Pass):
 class _Spread:
     def __init__(self, owner: PropagateScales, model: Model, target: Target) -> None:
         self.owner = owner
-        self.unsigned = target.activation == "uint8"
+        self.from_zero = target.zero_point == "any"
         self.layers = layer_inputs(model, target)
         self.ranges = Ranges(model)
         self.scales = model.scales
@@ -154,7 +154,7 @@ class _Spread:
             if params.interval.contains(self.ranges.raw(node.outputs[0])):
                 self.give(node.outputs[0], params)
         elif node.op_type == "Relu" and params is not None:
-            self.give(node.outputs[0], _nonnegative(params) if self.unsigned else params)
+            self.give(node.outputs[0], _nonnegative(params) if self.from_zero else params)
         elif node.op_type == "Concat":
             self._concat_forward(node)
 

@@ -30,24 +30,40 @@ class QdqWriter:
         self._constants: dict[tuple[object, ...], oir.Value] = {}
 
     def quantizer(
-        self, tensor: oir.Value, params: QuantParams, reads: Callable[[oir.Node, int], bool] | None = None
+        self,
+        tensor: oir.Value,
+        params: QuantParams,
+        reads: Callable[[oir.Node, int], bool] | None = None,
+        *,
+        integer_clip: bool = True,
     ) -> oir.Value:
         """Put ``Quantize -> [Clip] -> Dequantize`` behind ``tensor``; returns the dequantized value.
+
+        The Clip cuts off levels that the grid does not have.
 
         Args:
             tensor: a float activation.
             params: a per-tensor grid on the target's activation type.
             reads: which of the tensor's uses read the dequantized value from now on; None for all of them, and
                 then a graph output is the dequantized value under its old name.
+            integer_clip: whether the Clip may work on the integers; else it stands in front and works on floats.
         """
         model, name = self.model, tensor.name or "tensor"
         uses = [use for use in tensor.uses() if reads is None or reads(use.node, use.idx)]
         scale, zero_point = self._scale(params, name), self._zero_point(params)
-        nodes = [self._node("QuantizeLinear", [tensor, scale, zero_point], f"{name}_QuantizeLinear")]
-        integers = nodes[-1].outputs[0]
         storage = params.dtype.storage
+        limits = np.iinfo(storage.numpy())
+        cut = params.dtype.qmax < limits.max or params.dtype.qmin > limits.min
+        nodes, source = [], tensor
+        if cut and not integer_clip:
+            ends = [self._parameter(np.asarray(end, np.float32), "bound") for end in _ends(params)]
+            nodes.append(self._node("Clip", [tensor, *ends], f"{name}_Clip"))
+            source = nodes[-1].outputs[0]
+            self._describe(source, f"{name}_clipped", oir.DataType.FLOAT, tensor.shape)
+        nodes.append(self._node("QuantizeLinear", [source, scale, zero_point], f"{name}_QuantizeLinear"))
+        integers = nodes[-1].outputs[0]
         self._describe(integers, f"{name}_quantized", storage, tensor.shape)
-        if params.dtype.qmax < np.iinfo(storage.numpy()).max or params.dtype.qmin > np.iinfo(storage.numpy()).min:
+        if cut and integer_clip:
             bounds = [self._level(level, params) for level in (params.dtype.qmin, params.dtype.qmax)]
             nodes.append(self._node("Clip", [integers, *bounds], f"{name}_Clip"))
             integers = nodes[-1].outputs[0]
@@ -131,6 +147,16 @@ class QdqWriter:
         value.name = self.model.unique_name(name)
         value.type = oir.TensorType(dtype)
         value.shape = None if shape is None else shape.copy()
+
+
+def _ends(params: QuantParams) -> tuple[np.float32, np.float32]:
+    """The values of the lowest and highest level; an end that the integer type cuts off anyway is left open."""
+    limits = np.iinfo(params.dtype.numpy)
+    lo, hi = ((level - int(params.zero_point)) * params.scale for level in (params.dtype.qmin, params.dtype.qmax))
+    return (
+        np.float32(lo if params.dtype.qmin > limits.min else np.finfo(np.float32).min),
+        np.float32(hi if params.dtype.qmax < limits.max else np.finfo(np.float32).max),
+    )
 
 
 def _key(array: npt.NDArray[Any]) -> tuple[object, ...]:

@@ -37,6 +37,7 @@ class StemSpaceToDepth(Pass):
     requires = frozenset({Fact.QDQ_PLACED})
     # Exact in integers. A float convolution adds in another order, which the quantizer behind it may round apart.
     numerics = Numerics.QUANTIZING
+    per_target = True
 
     smallest_kernel: int = 5
     fewest_outputs: int = 16

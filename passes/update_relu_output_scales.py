@@ -40,8 +40,9 @@ class UpdateReluOutputScales(Pass):
     Where a grid ends is part of what was trained: exporters that quantize leave out a Relu6 whose bound the grid
     repeats. That is why ``exact`` is the default and not the slightly faster ``same-grid``.
 
-    Targets with signed activations keep their grids. After PaddlePaddle's ``_update_relu_output_scales``,
-    whose doubling of the scale is a defect that is not repeated here.
+    Targets whose grids have zero in the middle keep signed grids; on signed integers with any zero point, zero
+    becomes the lowest level when quantizers are placed. After PaddlePaddle's
+    ``_update_relu_output_scales``, whose doubling of the scale is a defect that is not repeated here.
 
     Options:
         encoding: ``exact`` (default), ``refine`` or ``same-grid``.
@@ -54,7 +55,7 @@ class UpdateReluOutputScales(Pass):
     encoding: ReluEncoding = ReluEncoding.EXACT
 
     def run(self, model: Model, ctx: Context) -> PassResult:
-        if ctx.target.activation != "uint8":
+        if ctx.target.zero_point != "any":
             return PassResult()
         ranges = Ranges(model)
         clamps = _upper_clamps(model, ranges)

@@ -17,9 +17,10 @@ import onnx
 import onnx_ir as oir
 import onnxruntime as ort
 
-from qat2int8.ir import Model
+from qat2int8.ir import Model, Target
 from qat2int8.ir.verify import weightless
-from qat2int8.pipelines.sessions import ModelFile, session
+from qat2int8.pipelines.sessions import ModelFile, deployed_session
+from qat2int8.pipelines.target_files import DEFAULT_TARGET, load_target
 
 __all__ = ["Certificate", "NodeRecord", "certify"]
 
@@ -131,19 +132,20 @@ class Certificate:
         }
 
 
-def certify(model: Model, file: ModelFile) -> Certificate:
+def certify(model: Model, file: ModelFile, target: Target | None = None) -> Certificate:
     """Ask onnxruntime how it executes ``model``.
 
     Args:
         model: the converted model, for names and shapes.
         file: the same model, serialised.
+        target: what it was made for; the default target if not given.
 
     Raises:
         UnsupportedModel: onnxruntime refuses the model.
     """
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "executed.onnx"
-        session(file, optimized=path)
+        deployed_session(target or load_target(DEFAULT_TARGET), file, optimized=path)
         executed = onnx.load(path, load_external_data=False)
     reading = _Reading()
     reading.read(executed.graph)

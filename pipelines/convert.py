@@ -122,7 +122,7 @@ class Conversion:
             UnsupportedModel: onnxruntime refuses the model.
         """
         try:
-            return certify(self.model, self._file())
+            return certify(self.model, self._file(), self.target)
         except UnsupportedModel as error:
             raise _refused(self.model, error) from error
 
@@ -135,7 +135,7 @@ class Conversion:
             DataError: no input could be made up that the models accept, or the source has been changed or deleted.
         """
         inputs = synthetic_inputs(self.model, _FIDELITY_SAMPLES)
-        return compare(self._original(), self._file(), inputs, seconds=_FIDELITY_SECONDS)
+        return compare(self._original(), self._file(), inputs, seconds=_FIDELITY_SECONDS, target=self.target)
 
     def fidelity_on(self, batches: Iterable[Feeds], name: str = "data") -> Fidelity:
         """The same on inputs of the caller: dicts of arrays by input name.
@@ -144,7 +144,7 @@ class Conversion:
             UnsupportedModel: onnxruntime refuses one of the models.
             DataError: an input does not fit, there is none, or the source has been changed or deleted.
         """
-        return compare(self._original(), self._file(), batches, data=name)
+        return compare(self._original(), self._file(), batches, data=name, target=self.target)
 
     def _original(self) -> ModelFile:
         if self._readable.path is not None:

@@ -335,7 +335,8 @@ def explain(path: str | os.PathLike[str]) -> Explanation:
     for node in model.graph.all_nodes():
         node.name = _name(node)
     origin, diagnostics = _recorded(model, path)
-    return Explanation(model, path, origin, _target(origin), diagnostics, certify(model, path))
+    target = _target(origin)
+    return Explanation(model, path, origin, target, diagnostics, certify(model, path, target))
 
 
 def _recorded(model: Model, path: Path) -> tuple[Origin | None, tuple[Diagnostic, ...]]:

@@ -12,8 +12,8 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as oir
 
-from qat2int8.ir import DataError, Interval, Model
-from qat2int8.pipelines.sessions import Feeds, ModelFile, reference_session, run_session, session
+from qat2int8.ir import DataError, Interval, Model, Target
+from qat2int8.pipelines.sessions import Feeds, ModelFile, deployed_session, reference_session, run_session, session
 
 __all__ = ["Fidelity", "OutputFidelity", "compare", "synthetic_inputs"]
 
@@ -71,18 +71,21 @@ def compare(
     *,
     data: str = "synthetic",
     seconds: float = math.inf,
+    target: Target | None = None,
 ) -> Fidelity:
     """Run both models on the same inputs: the reference with optimisation off, the converted one as deployed.
 
     Args:
         batches: inputs; at least one is used, then as many as fit into ``seconds``.
+        target: what the converted model was made for; onnxruntime on this machine if not given.
 
     Raises:
         UnsupportedModel: onnxruntime refuses one of the models.
         DataError: an input does not fit, there is none, or the models differ in the outputs they have.
     """
     started = time.perf_counter()
-    expected_session, actual_session = reference_session(reference), session(converted)
+    expected_session = reference_session(reference)
+    actual_session = session(converted) if target is None else deployed_session(target, converted)
     names = [output.name for output in expected_session.get_outputs()]
     others = [output.name for output in actual_session.get_outputs()]
     if names != others:

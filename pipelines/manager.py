@@ -72,6 +72,8 @@ class PipelineRun:
     """What holds now; hand it to the next pipeline on the same model."""
     notes: tuple[Diagnostic, ...] = ()
     """Findings of the manager itself."""
+    left_out: tuple[str, ...] = ()
+    """Names of passes that the target does not ask for; see :attr:`Pass.per_target`."""
 
     @property
     def diagnostics(self) -> tuple[Diagnostic, ...]:
@@ -140,6 +142,7 @@ class _Manager:
         self._overridable = {name for name in self._inputs if name in model.graph.initializers}
         self._outputs = [value.name or "" for value in model.graph.outputs]
         self._runs: list[PassRun] = []
+        self._left_out: dict[str, None] = {}
         self._notes: list[Diagnostic] = []
         self._numbers: NumericCheck | None = None
         self._signature = _signature(model)
@@ -155,7 +158,8 @@ class _Manager:
             else:
                 self._one(step, Position(index, self._total))
                 index += 1
-        return PipelineRun(tuple(self._runs), facts_after(passes, facts), tuple(self._notes))
+        facts = facts_after(passes, facts)
+        return PipelineRun(tuple(self._runs), facts, tuple(self._notes), tuple(self._left_out))
 
     def _start_numbers(self) -> None:
         # Imported here: only this level needs a runtime, which takes its time to load.
@@ -184,6 +188,9 @@ class _Manager:
         )
 
     def _one(self, pass_: Pass, position: Position) -> PassResult:
+        if pass_.per_target and pass_.name not in self._ctx.target.rewrites:
+            self._left_out[pass_.name] = None
+            return PassResult()
         for observer in self._observers:
             observer.before(self._model, pass_, position)
         try:

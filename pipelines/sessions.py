@@ -9,9 +9,9 @@ from typing import Any, TypeAlias
 import numpy.typing as npt
 import onnxruntime as ort
 
-from qat2int8.ir import DataError, UnsupportedModel
+from qat2int8.ir import DataError, Target, UnsupportedModel
 
-__all__ = ["Feeds", "ModelFile", "reference_session", "run_session", "session"]
+__all__ = ["Feeds", "ModelFile", "deployed_session", "reference_session", "run_session", "session"]
 
 Feeds: TypeAlias = dict[str, npt.NDArray[Any]]
 """Arrays by input name; the first axis of each is the batch."""
@@ -33,6 +33,23 @@ def session(model: ModelFile, *, threads: int = 0, optimized: Path | None = None
     options = _options(threads)
     if optimized is not None:
         options.optimized_model_filepath = str(optimized)
+    return _open(model, options)
+
+
+def deployed_session(target: Target, model: ModelFile, *, optimized: Path | None = None) -> ort.InferenceSession:
+    """A session that executes ``model`` as ``target`` does, on whatever machine this is.
+
+    On x86 onnxruntime makes uint8 of int8 activations, and leaves layers in float where it cannot. On ARM it does
+    not; the option that says so there by default makes it build the same graph of int8 kernels here, slow ones.
+
+    Raises:
+        UnsupportedModel: the runtime refuses the model.
+    """
+    options = _options(0)
+    if optimized is not None:
+        options.optimized_model_filepath = str(optimized)
+    if target.activation == "int8":
+        options.add_session_config_entry("session.qdqisint8allowed", "1")
     return _open(model, options)
 
 

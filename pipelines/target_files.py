@@ -13,6 +13,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, create_model
 
 from qat2int8.ir import OpRule, PipelineError, Target
+from qat2int8.passes import all_passes
 from qat2int8.pipelines.spec import read_document
 
 __all__ = ["DEFAULT_TARGET", "load_target", "target_names"]
@@ -58,7 +59,20 @@ def _read(text: str, where: str) -> Target:
     target = Target(**fields)
     if target.min_opset > target.max_opset:
         raise PipelineError(f"min_opset {target.min_opset} is above max_opset {target.max_opset}", where=where)
+    _check_rewrites(target, where)
     return target
+
+
+def _check_rewrites(target: Target, where: str) -> None:
+    rewrites = sorted(name for name, cls in all_passes().items() if cls.per_target)
+    for name in target.rewrites:
+        if name not in rewrites:
+            near = difflib.get_close_matches(name, rewrites, n=1)
+            raise PipelineError(
+                f"'{name}' among the rewrites is no pass that a target can ask for",
+                where=where,
+                remedy=f"did you mean '{near[0]}'?" if near else f"known: {', '.join(rewrites)}",
+            )
 
 
 @functools.cache

@@ -29,6 +29,7 @@ from qat2int8.passes import all_passes
 from qat2int8.pipelines.convert import Conversion
 from qat2int8.pipelines.shipped import load_pipeline, pipeline_names
 from qat2int8.pipelines.spec import PipelineSpec, flatten, option_fields
+from qat2int8.pipelines.target_files import target_names
 from qat2int8.tools.cli import COMMANDS, app
 from qat2int8.tools.passes import meanings
 
@@ -271,6 +272,10 @@ def test_the_steps_of_a_shipped_pipeline_are_told_in_order(name: str) -> None:
     assert [row[0].strip("`") for row in table] == shipped, (
         f"bring the table of {name} in docs/pipelines.md up to date"
     )
+
+
+def test_the_shipped_targets_are_all_told_of() -> None:
+    assert keys("pipelines.md", "targets") == list(target_names())
 
 
 def test_the_fields_of_a_target_are_all_told_of() -> None:

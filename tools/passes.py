@@ -75,6 +75,7 @@ def describe(cls: type[Pass]) -> dict[str, Any]:
         "provides": sorted(cls.provides),
         "invalidates": sorted(cls.invalidates),
         "numerics": cls.numerics.value,
+        "per_target": cls.per_target,
     }
 
 
@@ -124,4 +125,5 @@ def _print(report: Report, described: dict[str, Any]) -> None:
         )
         report.line()
     facts = [(key, ", ".join(described[key]) or "-") for key in ("requires", "provides", "invalidates")]
-    report.table(("contract", ""), [*facts, ("numerics", described["numerics"])])
+    runs = "where the target's rewrites name it" if described["per_target"] else "for every target"
+    report.table(("contract", ""), [*facts, ("numerics", described["numerics"]), ("runs", runs)])

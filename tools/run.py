@@ -139,7 +139,7 @@ def execute(
         raise
     save_model(model, output)
 
-    _print(report, done, timing if time_passes else None)
+    _print(report, done, ctx.target.name, timing if time_passes else None)
     report.line(f"wrote {output}")
     report.data(_document(done, spec, ctx.target.name, output))
 
@@ -171,13 +171,15 @@ def _print_after(which: str, spec: PipelineSpec) -> str:
     )
 
 
-def _print(report: Report, done: PipelineRun, timing: Timing | None) -> None:
+def _print(report: Report, done: PipelineRun, target: str, timing: Timing | None) -> None:
     counts = done.counts
     if counts:
         rows = [(name, ", ".join(f"{n} {what}" for what, n in kinds.items())) for name, kinds in counts.items()]
         report.table(("pass", "what it did"), rows)
     else:
         report.line("nothing to do: no pass changed the model")
+    if done.left_out:
+        report.line(f"left out for {target}: {', '.join(done.left_out)}")
     if timing is not None:
         report.line()
         report.table(
@@ -197,6 +199,7 @@ def _document(done: PipelineRun, spec: PipelineSpec, target: str, output: Path) 
         "pipeline": str(spec),
         "target": target,
         "changed": done.changed,
+        "left_out": list(done.left_out),
         "passes": [
             {
                 "name": one.name,

@@ -97,3 +97,10 @@ def test_signed_symmetric_becomes_unsigned_around_128() -> None:
     lowered = TARGET.lower(QuantParams.make(0.1, 0, INT8))
     assert lowered is not None
     assert (lowered.dtype, int(lowered.zero_point)) == (UINT8, 128)
+
+
+@pytest.mark.parametrize(("zero", "lowered_zero"), [(0, -128), (5, -123)])
+def test_a_narrow_unsigned_grid_keeps_its_lowest_level_the_lowest_of_int8(zero: int, lowered_zero: int) -> None:
+    lowered = SIGNED.lower(QuantParams.make(0.1, zero, QuantDType(4, signed=False)))
+    assert lowered is not None
+    assert (lowered.dtype.qmin, lowered.dtype.qmax, int(lowered.zero_point)) == (-128, -113, lowered_zero)

@@ -222,3 +222,16 @@ def test_a_layer_left_out_on_purpose_runs_in_float(position: int) -> None:
     name = [node.name for node in proto.graph.node if node.op_type == "Conv"][position]
     certificate = qat2int8.convert(proto, skip_nodes=[name]).certificate
     assert [record.node for record in certificate.float_compute] == [name]
+
+
+def test_on_arm_the_same_numbers_run_on_int8_kernels(
+    exports: dict[str, tuple[onnx.ModelProto, Conversion]],
+) -> None:
+    for model, on_x86 in exports.values():
+        on_arm = qat2int8.convert(model, target="ort-arm")
+        integer = [[(r.node, r.integer) for r in each.certificate.compute] for each in (on_arm, on_x86)]
+        assert integer[0] == integer[1]
+        stored = {v.dtype for node in on_arm.model.nodes("QuantizeLinear") for v in node.outputs}
+        assert stored == {oir.DataType.INT8}
+        feeds = {"image": images(4, side(model), seed=7)}
+        np.testing.assert_array_equal(run(on_arm.model, feeds)[0], run(on_x86.model, feeds)[0])

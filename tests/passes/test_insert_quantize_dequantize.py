@@ -2,6 +2,7 @@ from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
+import onnx_ir as oir
 import pytest
 from arrays import model_of
 from support import apply, named, parse, run
@@ -897,3 +898,43 @@ def test_an_activation_that_no_grid_computes_is_reported() -> None:
     model.scales.set(values["w"], QuantParams.make(0.01, 0, INT8))
     notes = place(model).diagnostics
     assert [(d.node, d.value) for d in notes if d.code is Code.ACTIVATION_NOT_ABSORBED] == [("relu", "r")]
+
+
+def test_a_target_without_int32_bias_keeps_the_bias_it_finds() -> None:
+    model = conv(w=W)
+    bias = integers(model, "b")
+    apply(InsertQuantizeDequantize(), model, Context(replace(CONTEXT.target, int32_bias=False)))
+    node = next(model.nodes("Conv"))
+    assert node.inputs[2] is not None
+    np.testing.assert_array_equal(integers(model, "b"), bias)
+    assert node.inputs[2].name == "b"
+
+
+def test_a_bias_that_fits_no_int32_is_no_obstacle_where_it_stays_float() -> None:
+    model = conv(x=S8.with_(scale=np.float32(1e-30)))
+    result = apply(InsertQuantizeDequantize(), model, Context(replace(CONTEXT.target, int32_bias=False)))
+    assert not result.diagnostics
+    assert dict(result.counts) == {"Conv": 1}
+
+
+@pytest.mark.parametrize("target", ["ort-x86", "ort-arm"])
+def test_levels_are_cut_off_in_float_where_integers_cannot_be_clipped(target: str) -> None:
+    """Grids that end before, begin after, and do both to the levels of int8 and uint8."""
+    grids = [
+        QuantParams.make(0.05, 0, QuantDType(8, signed=False, top=127)),
+        QuantParams.make(0.3, 2, QuantDType(4, signed=True)),
+        QuantParams.make(0.3, 4, QuantDType(4, signed=False)),
+    ]
+    feeds = {"x": Numbers.rng.normal(0, 8, (1, 3, 8, 8)).astype(np.float32)}
+    for grid in grids:
+        answers = []
+        for integer_clip in (True, False):
+            Numbers.rng = np.random.default_rng(7)
+            model = conv(x=grid, y=U8)
+            ctx = Context(replace(load_target(target), integer_clip=integer_clip))
+            apply(InsertQuantizeDequantize(), model, ctx)
+            clips = [node.outputs[0].dtype for node in model.nodes("Clip")]
+            integer = ctx.target.activation_dtype.storage
+            assert clips == [integer if integer_clip else oir.DataType.FLOAT]
+            answers.append(run(model, feeds)[0])
+        np.testing.assert_array_equal(*answers)

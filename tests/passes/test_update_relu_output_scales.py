@@ -235,3 +235,12 @@ def test_a_long_chain_of_movement_is_walked_once() -> None:
         if name.startswith("t"):
             model.scales.set(value, QuantParams.make(S))
     assert UpdateReluOutputScales().run(model, Context(TARGET)).counts == {"updated": 1500}
+
+
+def test_a_target_with_signed_activations_and_any_zero_point_starts_at_the_lowest_level() -> None:
+    signed = dataclasses.replace(TARGET, activation="int8")
+    grid, _ = updated("y = Relu(x)", QuantParams.make(S), encoding=ReluEncoding.EXACT, target=signed)
+    lowered = signed.lower(grid)
+    assert lowered is not None
+    assert (lowered.dtype.qmin, lowered.dtype.qmax, int(lowered.zero_point)) == (-128, -1, -128)
+    assert float(lowered.scale) == np.float32(S)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -406,3 +407,21 @@ def array(*values: float, dtype: str = "float32") -> np.ndarray:
 def test_compare(before: np.ndarray, after: np.ndarray, numerics: Numerics, problem: str) -> None:
     found = compare(before, after, numerics)
     assert (problem in found) if problem else not found
+
+
+class OnSomeTargets(DropOneNeg):
+    """As above, where the target asks for it."""
+
+    name = "drop-on-some-targets"
+    per_target = True
+
+
+def test_a_pass_that_pays_on_some_targets_runs_where_one_asks_for_it() -> None:
+    asking = Context(dataclasses.replace(TARGET, rewrites=(OnSomeTargets.name,)))
+    for ctx, runs, left_out in ((CTX, 1, ("drop-on-some-targets",)), (asking, 3, ())):
+        events = Events()
+        steps = (OnSomeTargets(), DropOneNeg(), OnSomeTargets())
+        run = run_pipeline(parse(CHAIN), steps, ctx, observers=[events])
+        assert len(run.runs) == runs
+        assert run.left_out == left_out
+        assert sum(event.startswith("before") for event in events.seen) == runs

@@ -6,6 +6,7 @@ import pytest
 import yaml
 
 from qat2int8.ir import Contract, PipelineError
+from qat2int8.passes import all_passes
 from qat2int8.pipelines.target_files import DEFAULT_TARGET, load_target, target_names
 
 OWN = """
@@ -105,3 +106,14 @@ def test_every_rule_of_a_shipped_file_reaches_the_target() -> None:
             rule = load_target(name).ops[op]
             for key, value in written.items():
                 assert getattr(rule, key) == (tuple(value) if isinstance(value, list) else value), (name, op, key)
+
+
+def test_rewrites_have_to_be_passes_a_target_can_ask_for(tmp_path: Path) -> None:
+    for name, remedy in (("pad-stem-chanels", "did you mean 'pad-stem-channels'"), ("cleanup", "known: average-")):
+        with pytest.raises(PipelineError, match=f"'{name}' among the rewrites.*{remedy}"):
+            load_target(own(tmp_path, OWN.replace("ops:", f"rewrites: [{name}]\nops:")))
+
+
+def test_every_pass_that_pays_on_some_targets_is_asked_for_by_one() -> None:
+    asked = {rewrite for name in target_names() for rewrite in load_target(name).rewrites}
+    assert asked == {name for name, cls in all_passes().items() if cls.per_target}

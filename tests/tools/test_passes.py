@@ -72,7 +72,8 @@ def test_a_pass_is_described_in_full() -> None:
     assert "third false true or false: The string below the field." in shown
     assert "fourth none a number or none" in shown
     assert "requires float-weights, weight-scales provides bn-folded invalidates scales-propagated" in shown
-    assert "numerics close" in shown
+    assert "numerics close runs for every target" in shown
+    assert "runs where the target's rewrites name it" in " ".join(invoke("passes", "optimize-int8").stdout.split())
 
 
 def test_the_description_is_there_for_machines() -> None:

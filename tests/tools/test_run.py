@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -94,6 +95,7 @@ def test_run_prints_one_json_document(model: Path) -> None:
     assert document["pipeline"] == "fixpoint(canonicalize)"
     assert document["target"] == "ort-x86"
     assert document["changed"] is True
+    assert document["left_out"] == []
     assert [(one["name"], one["position"], one["round"]) for one in document["passes"]] == [
         ("canonicalize", 1, 1),
         ("canonicalize", 1, 2),
@@ -335,3 +337,11 @@ sys.modules["qat2int8"] = package
 def test_help_does_not_wait_for_the_runtime_to_load() -> None:
     done = python("import sys\n" + HELP)
     assert done.returncode == 0, done.stderr
+
+
+def test_run_tells_which_passes_the_target_does_not_ask_for(model: Path) -> None:
+    own = model.parent / "bare.yaml"
+    shipped = (REPOSITORY / "pipelines" / "targets" / "ort-x86.yaml").read_text()
+    own.write_text(re.sub(r"rewrites:\n(  - .*\n)*", "", shipped).replace("name: ort-x86", "name: bare"))
+    result = ran(model, "--target", str(own), passes="canonicalize,optimize-int8")
+    assert "left out for bare: optimize-int8" in result.stdout
