@@ -11,6 +11,7 @@ from typing import TypedDict, Unpack
 import onnx
 from fake_quant import fake_quantize, fold_batch_norm, measure, settle
 from sketch import INPUT, OUTPUT, Sketch
+from tflite import channels_last, quantize_as_tflite
 
 BRANCH = 0.3
 """Gamma at the end of a residual branch. Trained networks have it small; at 1 a deep random one is chaotic."""
@@ -22,11 +23,14 @@ class Export(TypedDict, total=False):
     ``fake_quant`` (default true): Q/DQ pairs on the inputs and weights of Conv and Gemm.
     ``bn_folded`` (default false): biases in the Conv nodes in place of BatchNormalization.
     ``shared_quantizers`` (default false): consumers of one tensor read one Q/DQ pair, not one each.
+    ``tflite`` (default false): channels last, BatchNormalization folded, and what fake quant there is in the
+    style of TensorFlow Lite.
     """
 
     fake_quant: bool
     bn_folded: bool
     shared_quantizers: bool
+    tflite: bool
 
 
 def resnet50(
@@ -209,6 +213,9 @@ def _classify(net: Sketch, x: str, classes: int, export: Export) -> onnx.ModelPr
 def _write(net: Sketch, export: Export) -> onnx.ModelProto:
     statistics = measure(net)
     net = settle(net, statistics)
+    if export.get("tflite", False):
+        net = channels_last(fold_batch_norm(net))
+        return (quantize_as_tflite(net) if export.get("fake_quant", True) else net).to_model()
     if export.get("bn_folded", False):
         net = fold_batch_norm(net)
     if export.get("fake_quant", True):

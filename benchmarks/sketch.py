@@ -32,6 +32,7 @@ class Sketch:
     """A float network with random weights, scaled so that the variance of its activations stays near one.
 
     ``size`` is the side of the square three-channel input; ``channels`` knows the channel count of each tensor.
+    ``channels_last``: the input is [N, size, size, 3].
     """
 
     name: str
@@ -40,6 +41,7 @@ class Sketch:
     nodes: list[Node] = field(default_factory=list)
     weights: dict[str, Array] = field(default_factory=dict)
     channels: dict[str, int] = field(default_factory=lambda: {INPUT: 3})
+    channels_last: bool = False
 
     def __post_init__(self) -> None:
         self.rng = np.random.default_rng(self.seed)
@@ -126,6 +128,8 @@ class Sketch:
 
     def to_model(self) -> onnx.ModelProto:
         """The network as ONNX, from ``image`` [N, 3, size, size] to ``logits`` [N, classes]."""
+        side: list[str | int | None] = [self.size, self.size]
+        shape = ["N", *side, 3] if self.channels_last else ["N", 3, *side]
         nodes = [
             helper.make_node(node.op, node.inputs, [node.output], name=f"{node.op}_{index}", **node.attributes)
             for index, node in enumerate(self.nodes)
@@ -133,7 +137,7 @@ class Sketch:
         graph = helper.make_graph(
             nodes,
             self.name,
-            [helper.make_tensor_value_info(INPUT, TensorProto.FLOAT, ["N", 3, self.size, self.size])],
+            [helper.make_tensor_value_info(INPUT, TensorProto.FLOAT, shape)],
             [helper.make_tensor_value_info(OUTPUT, TensorProto.FLOAT, ["N", self.channels[OUTPUT]])],
             [numpy_helper.from_array(array, name) for name, array in self.weights.items()],
         )

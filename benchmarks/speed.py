@@ -12,6 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import networks
+import numpy as np
+import numpy.typing as npt
 import onnx
 import peer
 import report
@@ -24,8 +26,14 @@ NETWORKS: dict[str, Callable[..., onnx.ModelProto]] = {
     "resnet50": networks.resnet50,
     "mobilenet_v2": networks.mobilenet_v2,
     "mobilenet_v3": networks.mobilenet_v3,
+    "mobilenet_v2_tflite": lambda **export: networks.mobilenet_v2(tflite=True, **export),
+    "mobilenet_v2_tflite_exact": lambda **export: networks.mobilenet_v2(tflite=True, **export),
     "inception_like": lambda **export: networks.inception_like(width=64, size=224, **export),
 }
+OPTIONS: dict[str, dict[str, dict[str, object]]] = {
+    "mobilenet_v2_tflite_exact": {"centre-weights": {"exact": True}},
+}
+"""Options of passes, for networks that are not converted with the default ones."""
 FLOAT, EXPORTED, PEER, OURS = "float", "fake quant as exported", "quantize_static", "qat2int8"
 
 
@@ -35,12 +43,17 @@ def measure(name: str, folder: Path, *, rounds: int, repeat: int) -> Runs:
     paths = {form: folder / f"{name}.{form.replace(' ', '_')}.onnx" for form in (FLOAT, EXPORTED, PEER, OURS)}
     onnx.save(build(fake_quant=False, bn_folded=True), paths[FLOAT])
     onnx.save(build(fake_quant=True), paths[EXPORTED])
-    side = onnx.load(paths[FLOAT]).graph.input[0].type.tensor_type.shape.dim[3].dim_value
-    peer.quantize(paths[FLOAT], paths[PEER], images(8, side))
-    convert(paths[EXPORTED], target="ort-x86").save(paths[OURS])
-    image = images(1, side, seed=2)
+    _, *sides = (dim.dim_value for dim in onnx.load(paths[FLOAT]).graph.input[0].type.tensor_type.shape.dim)
+    peer.quantize(paths[FLOAT], paths[PEER], _laid_out(images(8, sides[1]), sides))
+    convert(paths[EXPORTED], target="ort-x86", options=OPTIONS.get(name)).save(paths[OURS])
+    image = _laid_out(images(1, sides[1], seed=2), sides)
     contenders = {form: caller(path, image) for form, path in paths.items()}
     return interleave(contenders, rounds=rounds, repeat=repeat)
+
+
+def _laid_out(batch: npt.NDArray[np.float32], sides: list[int]) -> npt.NDArray[np.float32]:
+    """``batch`` [N, 3, H, W] with its channels last where the three ``sides`` of an image say so."""
+    return batch if sides[0] == batch.shape[1] else np.ascontiguousarray(batch.transpose(0, 2, 3, 1))
 
 
 def row(name: str, runs: Runs) -> list[str]:

@@ -44,7 +44,8 @@ class Target:
     """A runtime and what it accepts.
 
     ``activation`` is the integer type activations are lowered to; with ``zero_point`` "any" a range may sit
-    anywhere (asymmetric), with "symmetric" zero is always level 0. Weights are int8 with zero point 0.
+    anywhere (asymmetric), with "symmetric" zero is always level 0. Weights are int8, with zero point 0 where
+    ``weight_zero_point`` is "symmetric"; with "any" a kernel also takes another one, slower.
 
     Without ``integer_clip`` levels at the ends of a grid cannot be cut off between Quantize and Dequantize, and a
     float Clip in front does it. ``rewrites`` names the passes, among those that pay on some runtimes only, that
@@ -60,6 +61,7 @@ class Target:
     min_opset: int
     max_opset: int
     max_ir_version: int
+    weight_zero_point: Literal["any", "symmetric"] = "symmetric"
     integer_clip: bool = True
     rewrites: tuple[str, ...] = ()
     ops: Mapping[str, OpRule] = field(default_factory=dict)

@@ -29,14 +29,19 @@ class CentreWeights(Pass):
     trained one; that is reported, with the largest error. One step for the whole weight becomes one a channel only
     where such a channel asks for it and the target takes it.
 
+    With ``exact`` such a weight keeps its zero point instead, moved to int8: ``q - 128`` with zero point
+    ``z - 128``. onnxruntime's fast kernel takes it, and its results are those of the uint8 weight bit for bit.
+    What it costs is in ``docs/benchmarks.md``. Each channel may have a zero point of its own where the layer is
+    not grouped: a depthwise kernel with different ones takes fifty times as long.
+
     The float weights stay as they are, on the trained grid: the new one says what they are rounded to when
     integers are written.
 
     Weights that anything but layers of the target reads, or layers with different output channels, are left.
 
     Options:
-        exact: take the grid from weights in which a channel would be rounded again, so that their layers stay in
-            float, with the values that were trained.
+        exact: keep the zero point of weights in which a channel would be rounded again; where the target's kernels
+            take none, the weight loses its grid and its layer stays in float, with the values that were trained.
     """
 
     name = "centre-weights"
@@ -47,7 +52,7 @@ class CentreWeights(Pass):
 
     def run(self, model: Model, ctx: Context) -> PassResult:
         notes: list[Diagnostic] = []
-        counts = {"centred": 0, "rounded again": 0, "left in float": 0}
+        counts = {"centred": 0, "rounded again": 0, "moved to int8": 0, "left in float": 0}
         for weight, grid in model.scales.items():
             if grid.symmetric or grid.dtype.bits > INT8.bits:
                 continue
@@ -61,9 +66,14 @@ class CentreWeights(Pass):
             centred = _centred(array, grid, axis)
             where = {"node": readers[0].name or "", "value": weight.name or ""}
             if centred.inexact and self.exact:
-                model.scales.discard(weight)
-                counts["left in float"] += 1
-                notes.append(self._left(centred, where))
+                kept = _moved_to_int8(grid, readers) if ctx.target.weight_zero_point == "any" else None
+                if kept is None:
+                    model.scales.discard(weight)
+                    counts["left in float"] += 1
+                    notes.append(self._left(centred, where))
+                elif not kept.same_grid(grid):
+                    model.scales.set(weight, kept)
+                    counts["moved to int8"] += 1
                 continue
             model.scales.set(weight, centred.grid)
             counts["rounded again" if centred.inexact else "centred"] += 1
@@ -76,7 +86,7 @@ class CentreWeights(Pass):
             Code.KEPT_FLOAT,
             f"left in float: {centred.inexact} of {centred.channels} channels do not fit int8 with zero point 0",
             severity=Severity.NOTE,
-            remedy=_REMEDY,
+            remedy="train weights with symmetric grids",
             **where,
         )
 
@@ -90,7 +100,7 @@ class CentreWeights(Pass):
         )
 
 
-_REMEDY = "train weights with symmetric grids"
+_REMEDY = "train weights with symmetric grids, or convert with --exact-weights"
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,6 +114,16 @@ class _Centred:
     channels: int
     inexact: int
     error: float
+
+
+def _moved_to_int8(grid: QuantParams, readers: list[oir.Node]) -> QuantParams | None:
+    """The levels of ``grid`` on int8, with their zero point; None where the kernels would be slow."""
+    grouped = any(node.attributes.get_int("group", 1) > 1 for node in readers)
+    if grouped and np.any(grid.zero_point != grid.zero_point.reshape(-1)[0]):
+        return None
+    if grid.dtype.signed:
+        return grid
+    return grid.with_(dtype=INT8, zero_point=(grid.zero_point + INT8.qmin).astype(np.int32))
 
 
 def _channel_axes(model: Model, weight: oir.Value, target: Target) -> set[int | None]:

@@ -23,6 +23,7 @@ from qat2int8.ir import (
     Model,
     PassFailed,
     Provenance,
+    QuantDType,
     QuantParams,
     Severity,
 )
@@ -48,9 +49,9 @@ class InsertQuantizeDequantize(Pass):
 
     Each tensor gets one quantizer that all its integer consumers share; when an integer kernel computes the
     tensor, everyone reads it dequantized. Activations are lowered to the target's type (int8 around 0 becomes
-    uint8 around 128: bit exact), weights become int8 with zero point 0, biases int32 with step
-    ``input_scale * weight_scale`` where the target wants that; one that does not fit widens its channel's weight
-    step and says so.
+    uint8 around 128: bit exact), weights become int8 with zero point 0 (int8 weights keep theirs where the
+    target's kernels take one), biases int32 with step ``input_scale * weight_scale`` where the target wants that;
+    one that does not fit widens its channel's weight step and says so.
     Elementwise ops and data movement join where an integer kernel computes one of their inputs; an elementwise
     op asked for by name joins wherever it has grids.
 
@@ -280,7 +281,9 @@ class _Placement:
         axis = self._weight_axis(kernel)
         array = self.model.constant(weight)
         assert array is not None
-        lowered = symmetric_int8(params, array, axis if self.target.per_channel_weights else None)
+        lowered = params
+        if params.dtype not in _INT8_TYPES or self.target.weight_zero_point != "any":
+            lowered = symmetric_int8(params, array, axis if self.target.per_channel_weights else None)
         if lowered.per_channel and (lowered.axis != axis or not self.target.per_channel_weights):
             return self._kept(
                 kernel,
@@ -400,8 +403,9 @@ class _Placement:
         widened = np.maximum(steps, needed).astype(np.float32)
         axis = self._weight_axis(kernel)
         if not self.target.per_channel_weights or axis is None:
-            return params.with_(scale=widened.max(), zero_point=np.zeros((), np.int32), axis=None)
-        return params.with_(scale=widened, zero_point=np.zeros(widened.shape, np.int32), axis=axis)
+            return params.with_(scale=widened.max(), zero_point=params.zero_point, axis=None)
+        zeros = np.broadcast_to(params.zero_point, widened.shape)
+        return params.with_(scale=widened, zero_point=zeros, axis=axis)
 
     def _write_constant(self, writer: QdqWriter, node: oir.Node, value: oir.Value) -> None:
         array = self.model.constant(value)
@@ -484,6 +488,8 @@ class _Placement:
             skipped.update(found)
         return skipped
 
+
+_INT8_TYPES = (INT8, QuantDType(8, signed=True, narrow_range=True))
 
 _SMALLEST_STEP = float(np.finfo(np.float32).tiny)
 """The step of a bias is a product of two steps and must not vanish."""

@@ -20,7 +20,7 @@ class PadStemChannels(Pass):
 
     onnxruntime gathers the patches of an NHWC tensor channel run by channel run, and runs of 3 bytes are slow:
     with 4 the 3x3 stem of a MobileNet-V2 takes half the time, 7 % of the network (``benchmarks/speed.py``). The
-    padding holds the zero point and meets zero weights, so the result is the same bit for bit.
+    padding holds the zero point and meets weights of zero, so the result is the same bit for bit.
 
     Not where the image comes with its channels last: there the Pad writes runs of four bytes, one pixel each, and
     takes longer than the convolution (171 of 630 us in a MobileNet-V1 0.25/128).
@@ -50,5 +50,6 @@ class PadStemChannels(Pass):
         amounts = model.add_initializer(f"{conv.name}_pads", pads)
         pad = oir.node("Pad", [stem.activations, amounts, stem.data.inputs[2]], name=f"{conv.name}_Pad")
         widths = [(0, missing) if axis == 1 else (0, 0) for axis in range(rank)]
-        stem.replace(model, pad, f"{stem.activations.name}_padded", np.pad(stem.weights, widths))
+        weights = np.pad(stem.weights, widths, constant_values=stem.zero)
+        stem.replace(model, pad, f"{stem.activations.name}_padded", weights)
         return True

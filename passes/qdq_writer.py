@@ -11,7 +11,7 @@ import onnx_ir as oir
 
 from qat2int8.ir import INT8, Model, QuantParams
 
-__all__ = ["BIAS_LIMIT", "QdqWriter"]
+__all__ = ["BIAS_LIMIT", "QdqWriter", "symmetric_int8"]
 
 BIAS_LIMIT = 1 << 30
 """Largest int32 bias written: half of int32 is left to the accumulator, which wraps silently in onnxruntime."""

@@ -24,7 +24,8 @@ class Stem:
         conv: the convolution, of one group.
         data, dequantizer: the Dequantize nodes of its input and its weight.
         activations: the integers behind ``data``, per tensor.
-        weights: the integers of the weight [M, 3, ...], zero point 0.
+        weights: the integers of the weight [M, 3, ...].
+        zero: their zero point, the level of weights that are added.
     """
 
     conv: oir.Node
@@ -32,6 +33,7 @@ class Stem:
     dequantizer: oir.Node
     activations: oir.Value
     weights: npt.NDArray[np.generic]
+    zero: int
 
     @property
     def is_channels_last(self) -> bool:
@@ -70,14 +72,17 @@ def find_stem(model: Model, conv: oir.Node) -> Stem | None:
     if data is None or dequantizer is None or conv.attributes.get_int("group", 1) != 1:
         return None
     weights, zero_point = model.constant(dequantizer.inputs[0]), model.constant(dequantizer.inputs[2])
-    if weights is None or zero_point is None or np.any(zero_point) or weights.shape[1] != CHANNELS:
+    if weights is None or zero_point is None or not zero_point.size or weights.shape[1] != CHANNELS:
+        return None
+    zero = int(zero_point.reshape(-1)[0])
+    if np.any(zero_point != zero):
         return None
     activations, level = data.inputs[0], model.constant(data.inputs[2])
     if activations is None or level is None or level.size != 1:
         return None
     if dequantizer.attributes.get_int("axis", 1) == 1 and zero_point.size > 1:
         return None
-    return Stem(conv, data, dequantizer, activations, weights)
+    return Stem(conv, data, dequantizer, activations, weights, zero)
 
 
 def _dequantizer(value: oir.Value | None) -> oir.Node | None:

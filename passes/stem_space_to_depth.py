@@ -67,7 +67,7 @@ class StemSpaceToDepth(Pass):
         fold = oir.node(
             "SpaceToDepth", [stem.activations], {"blocksize": 2}, name=f"{stem.conv.name}_SpaceToDepth"
         )
-        stem.replace(model, fold, f"{stem.activations.name}_blocks", _sorted_taps(stem.weights, axes))
+        stem.replace(model, fold, f"{stem.activations.name}_blocks", _sorted_taps(stem, axes))
         attributes["pads"] = oir.AttrInt64s("pads", [*(axis.begin for axis in axes), *(axis.end for axis in axes)])
         attributes["strides"] = oir.AttrInt64s("strides", [1, 1])
         attributes["kernel_shape"] = oir.AttrInt64s("kernel_shape", [axis.taps for axis in axes])
@@ -96,15 +96,16 @@ def _axis(size: int, kernel: int, begin: int, end: int) -> _Axis:
     return _Axis(shift, taps, block_begin, outputs - 1 + taps - size // 2 - block_begin)
 
 
-def _sorted_taps(weights: npt.NDArray[np.generic], axes: list[_Axis]) -> npt.NDArray[np.generic]:
+def _sorted_taps(stem: Stem, axes: list[_Axis]) -> npt.NDArray[np.generic]:
     """[M, C, kh, kw] as [M, 4C, kh', kw'], in SpaceToDepth's order: row and column in the block, then C."""
+    weights = stem.weights
     outputs, channels = weights.shape[:2]
     high, wide = axes
     spread = [
         (axis.shift, 2 * axis.taps - kernel - axis.shift)
         for axis, kernel in zip(axes, weights.shape[2:], strict=True)
     ]
-    taps = np.pad(weights, [(0, 0), (0, 0), *spread])
+    taps = np.pad(weights, [(0, 0), (0, 0), *spread], constant_values=stem.zero)
     blocks = taps.reshape(outputs, channels, high.taps, 2, wide.taps, 2).transpose(0, 3, 5, 1, 2, 4)
     return np.ascontiguousarray(blocks.reshape(outputs, 4 * channels, high.taps, wide.taps))
 

@@ -55,6 +55,13 @@ def convert(
         str,
         typer.Option(metavar="ENCODING", help="How grids behind a Relu use uint8: exact, refine or same-grid."),
     ] = "",
+    exact_weights: Annotated[
+        bool,
+        typer.Option(
+            "--exact-weights",
+            help="Keep the zero point of uint8 weights that do not fit int8 around 0, at the cost of speed.",
+        ),
+    ] = False,
     fp32_out: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="Also write the float model: fake quants removed, layers fused."),
@@ -107,7 +114,7 @@ def convert(
             quantize_ops=[op.strip() for op in quantize_ops.split(",") if op.strip()],
             skip_nodes=skip_node or (),
             on_missing_scale=on_missing_scale,
-            options={"update-relu-output-scales": {"encoding": relu_encoding}} if relu_encoding else None,
+            options=_pass_options(relu_encoding, exact_weights=exact_weights),
             verify=verify,
             observers=observers,
         )
@@ -252,6 +259,16 @@ def _not_told(conversion: Conversion) -> list[Diagnostic]:
         for finding in conversion.diagnostics
         if not (finding.code in _REASONS and finding.node in in_float)
     ]
+
+
+def _pass_options(relu_encoding: str, *, exact_weights: bool) -> dict[str, dict[str, Any]]:
+    """What options of the command set in passes."""
+    options: dict[str, dict[str, Any]] = {}
+    if relu_encoding:
+        options["update-relu-output-scales"] = {"encoding": relu_encoding}
+    if exact_weights:
+        options["centre-weights"] = {"exact": True}
+    return options
 
 
 def _check_apart(fp32_out: Path, output: Path) -> None:

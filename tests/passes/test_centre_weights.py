@@ -35,11 +35,16 @@ Levels = list[list[int]]
 
 
 def layer(
-    levels: Levels | np.ndarray, params: QuantParams, body: str = "y = Gemm <transB = 1> (x, w)", extra: str = ""
+    levels: Levels | np.ndarray,
+    params: QuantParams,
+    body: str = "y = Gemm <transB = 1> (x, w)",
+    extra: str = "",
+    image: str = "",
 ) -> Model:
-    """A model whose weight ``w`` holds ``levels`` of the grid ``params``."""
+    """A model whose weight ``w`` holds ``levels`` of the grid ``params``; ``image`` adds dimensions to ``x``."""
     proto = onnx.parser.parse_model(
-        f'<ir_version: 8, opset_import: ["" : 17]> g (float[N, M] x) => (float[A, B] y{extra}) {{ {body} }}'
+        f"""<ir_version: 8, opset_import: ["" : 17]>
+        g (float[N, M{image}] x) => (float[A, B{image}] y{extra}) {{ {body} }}"""
     )
     weights = params.dequantize(np.asarray(levels, np.int64))
     proto.graph.initializer.append(onnx.numpy_helper.from_array(weights, "w"))
@@ -68,7 +73,7 @@ def test_channels_that_fit_keep_step_and_integers() -> None:
     model = layer(FITTING, QuantParams.make(0.25, 100, UINT8, origin="DequantizeLinear 'd'"))
     before, values = graph_text(model), model.constant(model.graph.initializers["w"])
     result = apply(CentreWeights(), model, CTX)
-    assert result.counts == {"centred": 1, "rounded again": 0, "left in float": 0}
+    assert result.counts == {"centred": 1, "rounded again": 0, "moved to int8": 0, "left in float": 0}
     assert not result.diagnostics
     assert grid(model).same_grid(QuantParams.make(0.25, 0, NARROW))
     assert grid(model).origin == "DequantizeLinear 'd', centred"
@@ -80,7 +85,7 @@ def test_channels_that_fit_keep_step_and_integers() -> None:
 def test_a_channel_that_does_not_fit_is_rounded_to_the_step_of_its_farthest_level() -> None:
     model = layer([[3, 100, 227], [254, 100, 101], [255, 0, 100]], QuantParams.make(0.25, 100, UINT8))
     result = apply(CentreWeights(), model, CTX)
-    assert result.counts == {"centred": 0, "rounded again": 1, "left in float": 0}
+    assert result.counts == {"centred": 0, "rounded again": 1, "moved to int8": 0, "left in float": 0}
     params = grid(model)
     assert (params.axis, params.dtype) == (0, NARROW)
     np.testing.assert_allclose(params.scale, [0.25, 0.25 * 154 / 127, 0.25 * 155 / 127], rtol=1e-7)
@@ -145,7 +150,7 @@ def test_exact_leaves_layers_in_float_that_would_be_rounded() -> None:
     model.scales.set(model.graph.inputs[0], QuantParams.make(0.5, 128, UINT8))
     before, weight = model.to_proto(), model.graph.initializers["w"]
     result = apply(CentreWeights(exact=True), model, CTX)
-    assert result.counts == {"centred": 0, "rounded again": 0, "left in float": 1}
+    assert result.counts == {"centred": 0, "rounded again": 0, "moved to int8": 0, "left in float": 1}
     assert weight not in model.scales
     (note,) = result.diagnostics
     assert (note.code, note.severity) == (Code.KEPT_FLOAT, Severity.NOTE)
@@ -153,6 +158,83 @@ def test_exact_leaves_layers_in_float_that_would_be_rounded() -> None:
     InsertQuantizeDequantize().run(model, CTX)
     assert model.to_proto() == before
     assert apply(CentreWeights(exact=True), layer(FITTING, params), CTX).counts["centred"] == 1
+
+
+ANY = Context(replace(CTX.target, weight_zero_point="any"))
+CONV = "y = Conv (x, w)"
+
+
+def test_exact_keeps_the_zero_point_where_the_kernels_take_one() -> None:
+    model = layer([[255, 100], [0, 100]], QuantParams.make(0.25, 100, UINT8))
+    result = apply(CentreWeights(exact=True), model, ANY)
+    assert result.counts == {"centred": 0, "rounded again": 0, "moved to int8": 1, "left in float": 0}
+    assert not result.diagnostics
+    assert grid(model).same_grid(QuantParams.make(0.25, -28, INT8))
+    assert written(model) == [[127, -28], [-128, -28]]
+
+
+def test_without_exact_it_is_not_kept() -> None:
+    model = layer([[255, 100], [0, 100]], QuantParams.make(0.25, 100, UINT8))
+    assert apply(CentreWeights(), model, ANY).counts["rounded again"] == 1
+
+
+def test_exact_still_centres_what_fits() -> None:
+    model = layer(FITTING, QuantParams.make(0.25, 100, UINT8))
+    assert apply(CentreWeights(exact=True), model, ANY).counts["centred"] == 1
+    assert grid(model).symmetric
+
+
+@pytest.mark.parametrize(
+    ("zeros", "body", "kept"),
+    [
+        ([100, 90], CONV, True),
+        ([100, 100], "y = Conv <group = 2> (x, w)", True),
+        ([100, 90], "y = Conv <group = 2> (x, w)", False),
+    ],
+    ids=["one group", "grouped, one zero point", "grouped, two zero points"],
+)
+def test_a_grouped_layer_takes_one_zero_point(zeros: list[int], body: str, kept: bool) -> None:
+    params = QuantParams.make([0.25, 0.5], zeros, UINT8, axis=0)
+    model = layer(np.reshape([255, 0], (2, 1, 1, 1)), params, body, image=", H, W")
+    counts = apply(CentreWeights(exact=True), model, ANY).counts
+    assert (counts["moved to int8"], counts["left in float"]) == (int(kept), int(not kept))
+
+
+def test_a_signed_weight_stays_as_it_is() -> None:
+    params = QuantParams.make(0.25, -28, INT8)
+    model = layer([[127, -28], [-128, -28]], params)
+    assert not apply(CentreWeights(exact=True), model, ANY).modified
+    assert grid(model) is params
+
+
+@pytest.mark.parametrize("bias", ["", ", b"])
+@pytest.mark.parametrize("zeros", [[100], [100, 90]])
+def test_placement_writes_the_trained_integers_and_the_runtime_computes_with_them(
+    zeros: list[int], bias: str
+) -> None:
+    shape, rng = (2, 3, 1, 1), np.random.default_rng(0)
+    steps = [0.01, 0.02][: len(zeros)]
+    scale, zero = (steps, zeros) if len(zeros) > 1 else (steps[0], zeros[0])
+    axis = 0 if len(zeros) > 1 else None
+    levels = rng.integers(0, 256, shape)
+    levels.reshape(-1)[[0, 4]] = 255
+    model = layer(levels, QuantParams.make(scale, zero, UINT8, axis=axis), "y = Conv (x, w)", image=", H, W")
+    if bias:
+        model.graph[0].resize_inputs(3)
+        model.graph[0].replace_input_with(2, model.add_initializer("b", np.asarray([0.5, -0.5], np.float32)))
+    before = model.to_proto()
+    for value, step in ((model.graph.inputs[0], 0.05), (model.graph.outputs[0], 0.1)):
+        model.scales.set(value, QuantParams.make(step, 128, UINT8))
+    CentreWeights(exact=True).run(model, ANY)
+    InsertQuantizeDequantize().run(model, ANY)
+    stored = next(value for name, value in model.graph.initializers.items() if name.startswith("w_quantized"))
+    array = model.constant(stored)
+    assert array is not None
+    np.testing.assert_array_equal(array.astype(np.int16) + 128, levels)
+    x = QuantParams.make(0.05, 128, UINT8).dequantize(rng.integers(0, 256, (4, 3, 5, 5)))
+    (exact,), (actual,) = run(before, {"x": x}), run(model, {"x": x}, optimize=True)
+    limited = np.clip(exact, -12.8, 12.7)
+    assert np.abs(actual - limited).max() <= 0.05 + 1e-4
 
 
 @pytest.mark.parametrize(

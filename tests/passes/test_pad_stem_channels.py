@@ -53,9 +53,9 @@ def test_a_stem_gets_a_fourth_channel_of_zero_points_and_zero_weights() -> None:
     assert result.counts == {"padded": 1}
 
 
-@pytest.mark.parametrize("channels", [4, 8])
-def test_the_numbers_stay_the_same(channels: int) -> None:
-    padded = model(attributes="<pads = [1,1,1,1], strides = [2,2], kernel_shape = [1,1]>")
+@pytest.mark.parametrize(("channels", "zeros"), [(4, "0, 0"), (8, "0, 0"), (4, "5, 5")])
+def test_the_numbers_stay_the_same(channels: int, zeros: str) -> None:
+    padded = model(zeros=zeros, attributes="<pads = [1,1,1,1], strides = [2,2], kernel_shape = [1,1]>")
     before = padded.to_proto()
     assert apply(PadStemChannels(channels=channels), padded).counts == {"padded": 1}
     assert padded.graph[-1].inputs[1] is not None
@@ -71,7 +71,7 @@ def test_the_numbers_stay_the_same(channels: int) -> None:
         {"channels": 6, "depth": 3, "attributes": "<group = 2>"},
         {"zeros": "0, 3"},
     ],
-    ids=["four channels", "one channel", "grouped", "weights with a zero point"],
+    ids=["four channels", "one channel", "grouped", "weights with two zero points"],
 )
 def test_other_convolutions_are_left_alone(stem: dict[str, object]) -> None:
     assert not PadStemChannels().run(model(**stem), Context(TARGET)).modified  # type: ignore[arg-type]

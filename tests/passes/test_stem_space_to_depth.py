@@ -69,15 +69,15 @@ def test_other_convolutions_are_left_alone(model: Model) -> None:
     assert not StemSpaceToDepth().run(model, Context(TARGET)).modified
 
 
-def photograph(outputs: int = 16, perm: str = "0,3,1,2", kernel: int = 3) -> Model:
+def photograph(outputs: int = 16, perm: str = "0,3,1,2", zero: int = 0) -> Model:
     """A stem whose image has its channels last."""
-    weights = np.random.default_rng(0).integers(-127, 128, outputs * 3 * kernel * kernel)
+    weights = np.random.default_rng(0).integers(-127, 128, outputs * 27)
     shape = {"0,3,1,2": "N,16,20,3", "0,2,1,3": "N,16,3,20"}[perm]
     return parse(
         f"""
         g (uint8[{shape}] q) => (float[N,{outputs},H,W] y)
-        <float s = {{0.5}}, uint8 z = {{117}}, float ws = {{1}}, int8 wz = {{0}},
-         int8[{outputs},3,{kernel},{kernel}] w = {{{", ".join(map(str, weights))}}}, uint8[N,3,16,20] qt> {{
+        <float s = {{0.5}}, uint8 z = {{117}}, float ws = {{1}}, int8 wz = {{{zero}}},
+         int8[{outputs},3,3,3] w = {{{", ".join(map(str, weights))}}}, uint8[N,3,16,20] qt> {{
           [t] qt = Transpose <perm = [{perm}]> (q)
           [dq] x = DequantizeLinear (qt, s, z)
           [dw] wd = DequantizeLinear <axis = 0> (w, ws, wz)
@@ -87,8 +87,9 @@ def photograph(outputs: int = 16, perm: str = "0,3,1,2", kernel: int = 3) -> Mod
     )
 
 
-def test_a_small_kernel_is_folded_where_channels_lie_last() -> None:
-    model = photograph()
+@pytest.mark.parametrize("zero", [0, -7])
+def test_a_small_kernel_is_folded_where_channels_lie_last(zero: int) -> None:
+    model = photograph(zero=zero)
     before = model.to_proto()
     assert apply(StemSpaceToDepth(), model).counts == {"folded": 1}
     q = np.random.default_rng(1).integers(0, 256, (2, 16, 20, 3)).astype(np.uint8)

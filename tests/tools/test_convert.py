@@ -314,6 +314,12 @@ def test_relu_encoding(source: Path, tmp_path: Path, encoding: str) -> None:
     assert f"encoding={encoding}" in options(model) or f"encoding: {encoding}" in options(model)
 
 
+def test_exact_weights(source: Path, tmp_path: Path) -> None:
+    words = ("--relu-encoding", "refine")
+    assert "centre-weights{exact=true}" in options(converted(source, tmp_path, "--exact-weights", *words))
+    assert "centre-weights{" not in options(converted(source, tmp_path, *words))
+
+
 def test_the_relu_encodings_differ(source: Path, tmp_path: Path) -> None:
     results = []
     for encoding in ("same-grid", "refine"):
