@@ -11,7 +11,15 @@ import onnxruntime as ort
 
 from qat2int8.ir import DataError, Target, UnsupportedModel
 
-__all__ = ["Feeds", "ModelFile", "deployed_session", "reference_session", "run_session", "session"]
+__all__ = [
+    "Feeds",
+    "ModelFile",
+    "deployed_session",
+    "profiled_session",
+    "reference_session",
+    "run_session",
+    "session",
+]
 
 Feeds: TypeAlias = dict[str, npt.NDArray[Any]]
 """Arrays by input name; the first axis of each is the batch."""
@@ -57,6 +65,18 @@ def reference_session(model: ModelFile, *, threads: int = 0) -> ort.InferenceSes
     """A session that computes what the graph says, node by node: optimisation off."""
     options = _options(threads)
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    return _open(model, options)
+
+
+def profiled_session(model: ModelFile, prefix: Path, *, threads: int = 0) -> ort.InferenceSession:
+    """A session as :func:`session` makes it that records what each node takes; ``end_profiling`` names the file.
+
+    Raises:
+        UnsupportedModel: the runtime refuses the model.
+    """
+    options = _options(threads)
+    options.enable_profiling = True
+    options.profile_file_prefix = str(prefix)
     return _open(model, options)
 
 

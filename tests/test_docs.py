@@ -16,6 +16,7 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import pytest
 import typer
@@ -27,6 +28,7 @@ from qat2int8.ir import Code, Diagnostic, Fact, Model, OpRule, PipelineError, Qu
 from qat2int8.ir.io import save_model
 from qat2int8.passes import all_passes
 from qat2int8.pipelines.convert import Conversion
+from qat2int8.pipelines.evaluation.metrics import METRICS
 from qat2int8.pipelines.shipped import load_pipeline, pipeline_names
 from qat2int8.pipelines.spec import PipelineSpec, flatten, option_fields
 from qat2int8.pipelines.target_files import target_names
@@ -324,6 +326,22 @@ def test_the_python_of_the_pipelines_page_runs(workplace: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert (workplace / "steps" / "00-input.onnx").exists()
     assert (workplace / "int8.onnx").exists()
+
+
+# -- evaluation.md --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_the_commands_of_the_evaluation_page_run(workplace: Path) -> None:
+    with np.load(QAT_MODEL.with_name("mnist500.npz")) as digits:
+        images, labels = digits["images"][:100].astype(np.float32)[:, None] / 255.0, digits["labels"][:100]
+    np.savez(workplace / "digits.npz", image=images, labels=labels)
+    convert(QAT_MODEL, verify="none").save(workplace / "int8.onnx")
+    run_console(workplace, console("evaluation.md"))
+
+
+def test_the_metrics_are_all_told_of() -> None:
+    assert keys("evaluation.md", "metrics") == list(METRICS)
 
 
 # -- formats.md -----------------------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ from qat2int8.tools.cast_output import cast_output
 from qat2int8.tools.console import print_error
 from qat2int8.tools.convert import convert
 from qat2int8.tools.demo import demo
+from qat2int8.tools.evaluate import evaluate
 from qat2int8.tools.explain import explain
 from qat2int8.tools.inspect_model import inspect
 from qat2int8.tools.passes import passes
@@ -40,6 +41,11 @@ COMMANDS: dict[str, tuple[Callable[..., None], str, str]] = {
         "qat2int8 explain model.int8.onnx --node /head/Gemm",
     ),
     "inspect": (inspect, "Tell what a model holds, and how it is fake quantized.", "qat2int8 inspect model.onnx"),
+    "evaluate": (
+        evaluate,
+        "Compare answers and speed of models on data.",
+        "qat2int8 evaluate model_fp32.onnx model.int8.onnx --data digits.npz --max-drop 1%",
+    ),
     "run": (
         run,
         "Run a pipeline of passes on a model.",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-__all__ = ["as_bytes", "as_count", "as_percent"]
+__all__ = ["as_bytes", "as_count", "as_milliseconds", "as_percent", "as_rate"]
 
 
 def as_bytes(count: float) -> str:
@@ -28,3 +28,18 @@ def as_count(number: float) -> str:
 def as_percent(share: float) -> str:
     """Never rounded up to all: 100 % is a claim."""
     return f"{math.floor(10 * share) / 10:.1f} %"
+
+
+def as_milliseconds(milliseconds: float) -> str:
+    """Three digits, without an exponent; "-" for none."""
+    if math.isnan(milliseconds):
+        return "-"
+    digits = 3 if milliseconds < 1.0 else 2 if milliseconds < 100.0 else 0
+    return f"{milliseconds:.{digits}f}"
+
+
+def as_rate(per_second: float) -> str:
+    """Three digits or all of them before the point; "-" for none."""
+    if math.isnan(per_second):
+        return "-"
+    return f"{per_second:.{0 if per_second >= 100.0 else 1 if per_second >= 10.0 else 2}f}"

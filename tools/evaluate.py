@@ -1,0 +1,326 @@
+"""``qat2int8 evaluate``: one or several models on the same data, their answers and their speed side by side."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from qat2int8.tools.console import Debug, Json, Quiet, Report, Verbose
+from qat2int8.tools.figures import as_milliseconds, as_rate
+
+if TYPE_CHECKING:
+    from qat2int8.pipelines.data import Batch
+    from qat2int8.pipelines.evaluation.evaluate import Evaluation, ModelScore
+    from qat2int8.pipelines.evaluation.profile import OpTime
+    from qat2int8.pipelines.evaluation.verdict import Verdict
+
+__all__ = ["evaluate"]
+
+_NOT_GOOD_ENOUGH = 1
+_INCOMPLETE = 2
+_RANDOM_BATCHES = 50
+_PROFILED_BATCHES = 20
+_PROFILE_ROWS = 8
+_SHOWN_FAILURES = 5
+
+
+def evaluate(
+    models: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="MODEL...", help="Models with the same inputs; the first is the reference.", show_default=False
+        ),
+    ],
+    data: Annotated[
+        str | None,
+        typer.Option(metavar="DATA", help="Samples, labels: file, folder, module:function.", show_default=False),
+    ] = None,
+    random_data: Annotated[
+        bool, typer.Option("--random-data", help="Time the models on made-up inputs; nothing is judged.")
+    ] = False,
+    batch_size: Annotated[int, typer.Option(metavar="N", min=1, help="Samples a batch.")] = 1,
+    iterations: Annotated[int, typer.Option(metavar="N", min=0, help="Batches to run; 0 runs all.")] = 0,
+    skip_batches: Annotated[
+        int, typer.Option(metavar="N", min=0, help="First batches that are judged but left out of the timing.")
+    ] = 0,
+    threads: Annotated[
+        str, typer.Option(metavar="N,...", help="Threads of the runtime; several are timed side by side.")
+    ] = "1",
+    metric: Annotated[
+        str, typer.Option(metavar="METRIC", help="topk, mean-iou, psnr, spearman, f1, or module:function.")
+    ] = "topk",
+    labels: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME", help="The data's labels, or an output that is the accuracy.", show_default="labels"
+        ),
+    ] = None,
+    loss_output: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="The graph output that is the loss.", show_default="one called so"),
+    ] = None,
+    max_drop: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DROP",
+            help="Exit with 1 if a model is worse than the first by more: 1% of its figure, or 0.5 points.",
+            show_default=False,
+        ),
+    ] = None,
+    profile: Annotated[bool, typer.Option("--profile", help="Also show which ops the time goes to.")] = False,
+    json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+    debug: Debug = False,
+) -> None:
+    """Run models on the same data; compare answers, throughput and latency.
+
+    The models run in turns, batch by batch, so that a noisy machine favours none. Exit code 1 says that --max-drop
+    was exceeded, 2 that a model failed on a batch; the rest of the run is reported all the same.
+    """
+    from qat2int8.ir import DataError
+    from qat2int8.pipelines.environment import environment
+    from qat2int8.pipelines.evaluation.evaluate import evaluate as run_models
+    from qat2int8.pipelines.evaluation.metrics import metric_factory
+    from qat2int8.pipelines.evaluation.verdict import MaxDrop
+
+    report = Report(json=json, quiet=quiet, verbose=verbose)
+    limit = MaxDrop.parse(max_drop) if max_drop is not None else None
+    counts = _thread_counts(threads)
+    if (data is None) != random_data:
+        raise DataError("give either --data or --random-data", remedy="--random-data measures speed only")
+    if random_data and limit is not None:
+        raise DataError("--max-drop needs data with labels", remedy="give --data")
+    factory = None if random_data else metric_factory(metric)
+    named = _names(models)
+    machine = environment()
+    source = _Source.open(named, data, batch_size, labels)
+    if random_data:
+        iterations = iterations or _RANDOM_BATCHES
+    with _progress(source.batches_in(iterations), quiet or json) as on_batch:
+        result = run_models(
+            named,
+            source.batches,
+            factory,
+            threads=counts,
+            iterations=iterations,
+            skip_batches=skip_batches,
+            accuracy_output=source.accuracy_output,
+            loss_output=loss_output,
+            on_batch=on_batch,
+        )
+    profiles = {name: _profile(path, source.batches, counts[0]) for name, path in named.items() if profile}
+    verdicts = limit.judge(result) if limit is not None else ()
+
+    _show_answers(report, result, list(named), counts[0])
+    _show_speed(report, result, list(named), counts)
+    for name, times in profiles.items():
+        _show_profile(report, name, times)
+    report.line(f"data         {source.name}")
+    report.line(f"machine      {machine.summary}")
+    report.line(f"             {machine.expectation}")
+    for warning in machine.warnings:
+        report.line(f"warning      {warning}")
+    for verdict in verdicts:
+        report.line(str(verdict))
+    report.data(
+        {
+            **result.as_dict(),
+            "speedup": {
+                name: {count: result.speedup(name, next(iter(named)), count) for count in counts} for name in named
+            },
+            "profile": {name: [vars(each) for each in times] for name, times in profiles.items()},
+            "verdicts": [verdict.as_dict() for verdict in verdicts],
+            "data": source.name,
+            "environment": machine.as_dict(),
+        }
+    )
+    _finish(result, verdicts)
+
+
+def _thread_counts(text: str) -> list[int]:
+    from qat2int8.ir import DataError
+
+    counts = [part.strip() for part in text.split(",")]
+    if not all(part.isdigit() for part in counts):
+        raise DataError(f"'{text}' is no list of numbers of threads", remedy="for example --threads 1,4")
+    return list(dict.fromkeys(int(part) for part in counts))
+
+
+def _names(models: Sequence[Path]) -> dict[str, Path]:
+    """Files by the shortest names that tell them apart."""
+    for name in (lambda path: path.stem, lambda path: path.name, str):
+        named = {name(path): path for path in models}
+        if len(named) == len(models):
+            return named
+    return {str(path): path for path in models}
+
+
+class _Source:
+    """What the models are fed with.
+
+    Attributes:
+        batches: can be gone through again and again.
+        count: how many samples there are, None if that is not known or there is no end.
+        accuracy_output: the output that is the accuracy, where the labels are judged in the graph.
+    """
+
+    def __init__(
+        self, batches: Iterable[Batch], name: str, count: int | None, size: int, output: str | None
+    ) -> None:
+        self.batches, self.name, self.count, self.accuracy_output = batches, name, count, output
+        self._size = size
+
+    @classmethod
+    def open(cls, models: dict[str, Path], data: str | None, batch_size: int, labels: str | None) -> _Source:
+        """The data as the first model wants it, after checking that the others want the same."""
+        from qat2int8.ir import DataError
+        from qat2int8.ir.io import load_model
+        from qat2int8.pipelines.data import input_specs, open_data
+        from qat2int8.pipelines.data.options import parse
+        from qat2int8.pipelines.evaluation.random_data import RandomData
+
+        loaded = {name: load_model(path) for name, path in models.items()}
+        wanted = {name: input_specs(model) for name, model in loaded.items()}
+        (first, specs), *others = wanted.items()
+        for name, other in others:
+            if _signature(other) != _signature(specs):
+                raise DataError(
+                    f"{name} takes {_told(other)}, {first} takes {_told(specs)}",
+                    remedy="evaluate models with the same inputs",
+                )
+        if data is None:
+            made_up = RandomData(loaded[first], batch_size)
+            return cls(made_up, made_up.name, None, batch_size, None)
+        outputs = [value.name for value in loaded[first].graph.outputs]
+        options = parse(data).model_dump(exclude_unset=True)
+        if labels is not None and labels not in outputs:
+            options["labels"] = labels
+        dataset = open_data(options, specs, batch_size=batch_size)
+        in_graph = labels if labels in outputs else None
+        return cls(dataset, dataset.name, dataset.count, dataset.batch_size, in_graph)
+
+    def batches_in(self, iterations: int) -> int | None:
+        """How many batches a run takes, None if that is not known."""
+        there = None if self.count is None else math.ceil(self.count / self._size)
+        return min(there or iterations, iterations) if iterations else there
+
+
+def _signature(specs: Sequence[Any]) -> list[tuple[str, str, int | None]]:
+    return sorted((spec.name, str(spec.dtype), spec.rank) for spec in specs)
+
+
+def _told(specs: Sequence[Any]) -> str:
+    return ", ".join(f"{spec.name}: {spec}" for spec in specs)
+
+
+def _profile(path: Path, batches: Iterable[Batch], threads: int) -> tuple[OpTime, ...]:
+    from qat2int8.pipelines.evaluation.profile import profile
+
+    return profile(path, (batch.inputs for batch in islice(batches, _PROFILED_BATCHES)), threads=threads)
+
+
+def _show_answers(report: Report, result: Evaluation, names: Sequence[str], threads: int) -> None:
+    scores = [result.of(name, threads) for name in names]
+    figures = list(dict.fromkeys(figure for score in scores for figure in score.metrics))
+    if not figures:
+        return
+    losses = any(score.loss is not None for score in scores)
+    base = scores[0].metrics
+    rows = [
+        (
+            score.model,
+            score.samples,
+            *(_figure(score.metrics.get(figure)) for figure in figures),
+            *([_figure(score.loss, 4)] if losses else []),
+            _figure(_difference(score, base), signed=True) if score is not scores[0] else "",
+        )
+        for score in scores
+    ]
+    headers = ("model", "samples", *figures, *(["loss"] if losses else []), "difference")
+    report.table(headers, rows, right=range(1, len(headers)))
+
+
+def _difference(score: ModelScore, base: dict[str, float]) -> float | None:
+    """Of the first figure."""
+    for figure, reference in base.items():
+        return score.metrics[figure] - reference if figure in score.metrics else None
+    return None
+
+
+def _show_speed(report: Report, result: Evaluation, names: Sequence[str], counts: Sequence[int]) -> None:
+    rows = [
+        (
+            score.model,
+            score.threads or "auto",
+            as_rate(score.warm.throughput),
+            as_milliseconds(score.warm.median_ms),
+            as_milliseconds(score.warm.p99_ms),
+            f"{result.speedup(name, names[0], count):.2f}x",
+            *([as_rate(score.timing.throughput)] if result.skipped_batches else []),
+        )
+        for count in counts
+        for name in names
+        for score in [result.of(name, count)]
+    ]
+    headers = ["model", "threads", "samples/s", "ms a batch", "99 %", "speed"]
+    if result.skipped_batches:
+        headers.append("samples/s with skipped")
+    report.line()
+    report.table(headers, rows, right=range(1, len(headers)))
+    report.line()
+
+
+def _show_profile(report: Report, name: str, times: Sequence[OpTime]) -> None:
+    report.line(f"where the time of {name} goes:")
+    shown = times if report.verbose else times[:_PROFILE_ROWS]
+    rows = [(each.op_type, each.nodes, f"{each.milliseconds:.3f}", f"{each.percent:.1f} %") for each in shown]
+    report.table(("op", "nodes", "ms", "share"), rows, right=(1, 2, 3))
+    report.line()
+
+
+def _figure(value: float | None, digits: int = 2, *, signed: bool = False) -> str:
+    if value is None or math.isnan(value):
+        return "-"
+    rounded = round(value, digits) + 0.0  # no "-0.00"
+    return f"{rounded:+.{digits}f}" if signed else f"{rounded:.{digits}f}"
+
+
+def _finish(result: Evaluation, verdicts: Sequence[Verdict]) -> None:
+    for failure in result.failures[:_SHOWN_FAILURES]:
+        sys.stderr.write(f"error: {failure}\n")
+    if len(result.failures) > _SHOWN_FAILURES:
+        sys.stderr.write(f"... and {len(result.failures) - _SHOWN_FAILURES} more (--json has them all)\n")
+    if result.failures:
+        raise typer.Exit(_INCOMPLETE)
+    if not all(verdict.passed for verdict in verdicts):
+        raise typer.Exit(_NOT_GOOD_ENOUGH)
+
+
+@contextlib.contextmanager
+def _progress(
+    batches: int | None, silent: bool
+) -> Iterator[Callable[[int, dict[str, dict[str, float]]], None] | None]:
+    """A bar with the figures so far, on a terminal; nothing anywhere else."""
+    if silent or not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("evaluating"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, TextColumn("{task.description}"), console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("", total=batches)
+
+        def show(done: int, figures: dict[str, dict[str, float]]) -> None:
+            running = [_figure(next(iter(each.values()), None)) for each in figures.values()]
+            bar.update(task, completed=done, description=" / ".join(running))
+
+        yield show
