@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import lzma
+import math
 import zipfile
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import IO, Any
 
 import numpy as np
@@ -29,12 +30,16 @@ class ArrayHeader:
     @property
     def row_bytes(self) -> int:
         """Bytes of one entry of the first axis."""
-        return int(np.prod(self.shape[1:], dtype=np.int64)) * self.dtype.itemsize
+        return math.prod(self.shape[1:]) * self.dtype.itemsize
 
     @property
     def nbytes(self) -> int:
         """Bytes of the numbers."""
-        return int(np.prod(self.shape, dtype=np.int64)) * self.dtype.itemsize
+        return math.prod(self.shape) * self.dtype.itemsize
+
+    def as_sample(self) -> ArrayHeader:
+        """The same numbers as an array of one sample."""
+        return replace(self, shape=(1, *self.shape))
 
 
 @contextlib.contextmanager
@@ -73,16 +78,16 @@ def read_header(stream: IO[bytes], where: str) -> ArrayHeader:
             shape, fortran, dtype = np.lib.format.read_array_header_2_0(stream)
         else:
             raise ValueError(f"version {version[0]}.{version[1]} of the format is not for arrays of numbers")
-    except ValueError as error:
-        reason = str(error).splitlines()[0]
+    except Exception as error:  # numpy parses the header as Python, which fails in many ways
+        reason = (str(error) or type(error).__name__).splitlines()[0]
         raise DataError(
             f"is not an array of numpy: {reason}", where=where, remedy="write it with numpy.save or numpy.savez"
         ) from error
     if dtype.kind not in "biuf":
         kind = "Python objects" if dtype.hasobject else f"type {dtype}"
         raise DataError(f"holds {kind}, not numbers", where=where, remedy="store an array of numbers")
-    if any(size < 0 for size in shape):
-        raise DataError(f"has the shape {list(shape)}", where=where, remedy="write it again")
+    if any(size < 0 for size in shape) or 0 in shape[1:]:
+        raise DataError(f"has the shape {list(shape)}", where=where, remedy="store samples with numbers in them")
     if fortran and sum(size > 1 for size in shape) > 1:
         raise DataError(
             "is stored in Fortran order, in which samples are not in one piece",
@@ -99,7 +104,7 @@ def read_rows(stream: IO[bytes], header: ArrayHeader, first: int, count: int, wh
         DataError: the stream ends before.
     """
     content = read_exactly(stream, count * header.row_bytes)
-    whole = len(content) // header.row_bytes if header.row_bytes else count
+    whole = len(content) // header.row_bytes
     if whole < count:
         raise DataError(
             f"is cut short: of {header.shape[0]} samples {first + whole} are there",

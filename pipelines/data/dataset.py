@@ -100,6 +100,9 @@ class Dataset:
         fixed = _fixed_batch(names.inputs)
         self.batch_size = batch_size if fixed is None else fixed
         self._whole = fixed is not None or reader.whole_batches
+        if fixed is None and reader.whole_batches and reader.count is not None:
+            # What the caller takes at most must not make the only batch an incomplete one.
+            self.batch_size = max(1, min(batch_size, reader.count - skip, samples or batch_size))
         self._start = skip
         self._limit = samples
         self.count = self._counted(reader.count, skip, samples)

@@ -38,11 +38,6 @@ class InputSpec:
         """How many samples a run takes, None for any number; a scalar has no samples."""
         return self.shape[0] if self.shape else None
 
-    @property
-    def rank(self) -> int | None:
-        """The number of axes, samples included."""
-        return None if self.shape is None else len(self.shape)
-
     def __str__(self) -> str:
         shape = "?" if self.shape is None else _shown(self.shape)
         return f"{self.dtype}{shape}"
@@ -128,6 +123,22 @@ class Names:
                 raise _missing(f"the model's input '{spec.name}' is to be", spec.name, available, where)
         return Chosen(chosen, found)
 
+    def one_sample(self, shapes: Mapping[str, Sequence[int]], chosen: Chosen, where: str) -> bool:
+        """Whether arrays of these shapes lack the axis of samples: they have fewer axes than the inputs.
+
+        Raises:
+            DataError: some have it and some have not.
+        """
+        ranked = [spec for spec in self.inputs or () if spec.shape is not None]
+        kinds = {len(shapes[chosen.inputs[spec.name]]) < len(spec.shape or ()) for spec in ranked}
+        if len(kinds) > 1:
+            raise DataError(
+                "some of its arrays have an axis of samples and some have not",
+                where=where,
+                remedy="say what a file is: ?each=sample or ?each=batch",
+            )
+        return kinds == {True}
+
     def _renamed(self, available: Sequence[str], where: str) -> dict[str, str]:
         assert self.inputs is not None
         known = [spec.name for spec in self.inputs]
@@ -167,7 +178,8 @@ def _converted(array: Array, spec: InputSpec, where: str) -> Array:
     if have == want:
         return array
     if _is_float(have) and _is_float(want):
-        return array.astype(want)
+        with np.errstate(over="ignore"):  # infinity is an error where it is looked for, with its sample
+            return array.astype(want)
     if have.kind in "iu" and want.kind in "iu":
         limits = np.iinfo(want)
         if array.size and not (limits.min <= int(array.min()) and int(array.max()) <= limits.max):

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from qat2int8.ir import DataError
 
-__all__ = ["Normalise"]
+__all__ = ["IMAGENET", "Normalise"]
 
 
 @dataclass(frozen=True)
@@ -56,3 +56,7 @@ class Normalise:
         spread = [1] * len(shape)
         spread[axis] = each.size
         return each.reshape(spread)
+
+
+IMAGENET = Normalise(1 / 255, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+"""What networks trained on ImageNet with torchvision, PaddlePaddle and others want of pixels in RGB order."""

@@ -14,20 +14,26 @@ from qat2int8.pipelines.data.array_file import ArrayHeader, read_header, read_ro
 from qat2int8.pipelines.data.dataset import Piece
 from qat2int8.pipelines.data.inputs import Names
 
-__all__ = ["Npz", "headers_of"]
+__all__ = ["Npz"]
 
 
 class Npz:
-    """Arrays of one file. Only what the model needs and the labels are read, a batch at a time."""
+    """Arrays of one file. Only what the model needs and the labels are read, a batch at a time.
+
+    ``each`` says whether the file is a batch or one sample without an axis of samples; None tells it by the rank.
+    """
 
     whole_batches = False
 
-    def __init__(self, path: Path, names: Names) -> None:
+    def __init__(self, path: Path, names: Names, each: str | None = "batch") -> None:
         self.name = str(path)
         self._path = path
-        headers = headers_of(path)
-        chosen = names.choose(list(headers), self.name).arrays
-        self._headers = {name: header for name, header in headers.items() if name in chosen}
+        found = _headers(path)
+        chosen = names.choose(list(found), self.name)
+        shapes = {name: header.shape for name, header in found.items()}
+        single = each == "sample" or (each is None and names.one_sample(shapes, chosen, self.name))
+        headers = {name: header for name, header in found.items() if name in chosen.arrays}
+        self._headers = {name: header.as_sample() for name, header in headers.items()} if single else headers
         counts = {name: header.shape[0] for name, header in self._headers.items() if header.shape}
         if not counts:
             raise DataError(
@@ -64,12 +70,7 @@ class Npz:
                 yield Piece({**shared, **rows}, self.name)
 
 
-def headers_of(path: Path) -> dict[str, ArrayHeader]:
-    """The headers of all arrays in a ``.npz`` file, by name.
-
-    Raises:
-        DataError: not such a file, or the size of an array is not what its header says.
-    """
+def _headers(path: Path) -> dict[str, ArrayHeader]:
     headers = {}
     with readable(str(path)), zipfile.ZipFile(path) as archive:
         for info in archive.infolist():

@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from qat2int8.ir import DataError
+from qat2int8.pipelines.data.array_folder import ArrayFolder
 from qat2int8.pipelines.data.dataset import Dataset, Reader
+from qat2int8.pipelines.data.image_folder import ImageFolder, Preparation
 from qat2int8.pipelines.data.inputs import InputSpec, Names
+from qat2int8.pipelines.data.mnist_idx import MnistIdx
+from qat2int8.pipelines.data.normalise import Normalise
+from qat2int8.pipelines.data.npy import Npy
 from qat2int8.pipelines.data.npz import Npz
 from qat2int8.pipelines.data.options import DataOptions, parse
-from qat2int8.pipelines.data.python_source import (
-    UNNAMED,
-    Arrays,
-    Iterated,
-    is_function_name,
-    named_function,
-    of_iterable,
-)
+from qat2int8.pipelines.data.paddle_binary import PaddleBinary
+from qat2int8.pipelines.data.python_source import UNNAMED, Arrays, Iterated, named_function, of_iterable
+from qat2int8.pipelines.data.recognise import recognised
+from qat2int8.pipelines.data.tensorrt_batches import TensorrtBatches
 
 __all__ = ["open_data"]
 
@@ -49,15 +51,9 @@ def open_data(
     specs = None if inputs is None else tuple(inputs)
     if isinstance(source, str | Path) or (isinstance(source, Mapping) and isinstance(source.get("path"), str)):
         options = parse(source)
-        names = Names(specs, options.inputs, options.labels)
-        reader, names = _reader(options, names)
+        reader, names, normalise = _reader(options, specs)
         return Dataset(
-            reader,
-            names,
-            batch_size=batch_size,
-            samples=samples,
-            skip=options.skip,
-            normalise=options.normalise(),
+            reader, names, batch_size=batch_size, samples=samples, skip=options.skip, normalise=normalise
         )
     return Dataset(_of_python(source), Names(specs), batch_size=batch_size, samples=samples)
 
@@ -72,20 +68,42 @@ def _of_python(source: Any) -> Reader:
     if isinstance(source, Iterable) or hasattr(source, "get_next"):
         return of_iterable(source)
     raise DataError(
-        f"a {type(source).__name__} is no data", remedy="give a path, arrays, an iterable of dicts, or a function"
+        f"an object of type {type(source).__name__} is no data",
+        remedy="give a path, arrays, an iterable of dicts, or a function",
     )
 
 
-def _reader(options: DataOptions, names: Names) -> tuple[Reader, Names]:
-    format = options.format or _recognised(options.path)
+def _reader(options: DataOptions, inputs: tuple[InputSpec, ...] | None) -> tuple[Reader, Names, Normalise | None]:
+    """The reader of the format, how its arrays are called, and what its numbers have to go through."""
+    format = options.format or recognised(options.path)
     options.check_keys(format)
     path = Path(options.path)
-    if format == "python":
-        return named_function(options.path), names
-    return Npz(path, names), names
+    normalise = options.normalise()
+    # Here the labels are an array among the others, elsewhere a file, or where the format has them.
+    named = Names(inputs, options.inputs, options.labels)
+    plain = Names(inputs)
+    labels = _path(options.labels)
+    match format:
+        case "python":
+            return named_function(options.path), named, normalise
+        case "npz":
+            return Npz(path, named), named, normalise
+        case "folder":
+            folder = ArrayFolder(path, named, options.each)
+            return folder, folder.names, normalise
+        case "npy":
+            return Npy(path, plain, labels), plain, normalise
+        case "mnist":
+            return MnistIdx(path, labels), plain, normalise or Normalise(1 / 255)
+        case "tensorrt":
+            return TensorrtBatches(path, options.prefix, options.suffix), plain, normalise
+        case "paddle":
+            return PaddleBinary(path, options.dim, inputs), plain, normalise
+    preparation = Preparation.of(options, inputs)
+    if normalise is not None:
+        normalise = replace(normalise, channels_last=preparation.channels_last)
+    return ImageFolder(path, _path(options.list), _path(options.root), preparation), plain, normalise
 
 
-def _recognised(path: str) -> str:
-    if is_function_name(path) and not Path(path).exists():
-        return "python"
-    return "npz"
+def _path(text: str | None) -> Path | None:
+    return None if text is None else Path(text)

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from qat2int8.ir import DataError, PipelineError
-from qat2int8.pipelines.data.normalise import Normalise
+from qat2int8.pipelines.data.normalise import IMAGENET, Normalise
 from qat2int8.pipelines.spec import read_document
 
 __all__ = ["FORMATS", "DataOptions", "parse"]
@@ -118,10 +118,15 @@ class DataOptions(BaseModel):
 
     def normalise(self) -> Normalise | None:
         """What ``scale``, ``mean`` and ``std`` say together; None when nothing is said."""
-        if self.scale is None and self.mean is None and self.std is None:
+        default = IMAGENET if self.preset == "imagenet" else Normalise()
+        if self.preset is None and self.scale is None and self.mean is None and self.std is None:
             return None
-        scale = 1.0 if self.scale is None else self.scale
-        return Normalise(scale, self.mean or (0.0,), self.std or (1.0,), self.layout == "NHWC")
+        return Normalise(
+            default.scale if self.scale is None else self.scale,
+            default.mean if self.mean is None else self.mean,
+            default.std if self.std is None else self.std,
+            self.layout == "NHWC",
+        )
 
     def check_keys(self, format: str) -> None:
         """Refuse keys that mean nothing for ``format``.

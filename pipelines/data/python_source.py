@@ -137,7 +137,7 @@ def named_function(text: str) -> Iterated:
             raise DataError(f"'{part}' is not in it", where=text, remedy="name it as module:function")
         found = getattr(found, part)
     if not callable(found):
-        raise DataError(f"is a {type(found).__name__}, not a function", where=text)
+        raise DataError(f"is of type {type(found).__name__}, no function", where=text)
     return Iterated(found, text)
 
 
@@ -162,7 +162,7 @@ def _array(value: Any, where: str) -> Array:
         raise DataError(f"is no array: {type(error).__name__}: {error}", where=where) from error
     if array.dtype.kind not in "biuf" and array.dtype.name != "bfloat16":
         raise DataError(
-            f"a {type(value).__name__} is no array of numbers",
+            f"of type {type(value).__name__}, is no array of numbers",
             where=where,
             remedy="give numpy arrays by input name",
         )
