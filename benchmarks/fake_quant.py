@@ -106,14 +106,20 @@ def fake_quantize(sketch: Sketch, statistics: Statistics, *, shared_quantizers: 
             continue
         x, kernel, *bias = node.inputs
         if x not in seen or not shared_quantizers:
-            seen[x] = _pair(twin, x, f"{node.output}.input", np.float32(statistics.amax[x] / 127))
-        amax = np.abs(sketch.weights[kernel]).max(axis=tuple(range(1, sketch.weights[kernel].ndim)))
-        scale = np.maximum(amax, np.finfo(np.float32).tiny) / np.float32(127)
-        twin.nodes.append(replace(node, inputs=[seen[x], _pair(twin, kernel, kernel, scale), *bias]))
+            seen[x] = pair(twin, x, f"{node.output}.input", np.float32(statistics.amax[x] / 127))
+        weight = pair(twin, kernel, kernel, weight_steps(sketch.weights[kernel]))
+        twin.nodes.append(replace(node, inputs=[seen[x], weight, *bias]))
     return twin
 
 
-def _pair(sketch: Sketch, source: str, label: str, scale: Array | np.float32) -> str:
+def weight_steps(weight: Array) -> Array:
+    """The step per channel of axis 0 that lets int8 levels from -127 to 127 hold ``weight``."""
+    amax = np.abs(weight).max(axis=tuple(range(1, weight.ndim)))
+    return np.asarray(np.maximum(amax, np.finfo(np.float32).tiny) / np.float32(127))
+
+
+def pair(sketch: Sketch, source: str, label: str, scale: Array | np.float32) -> str:
+    """Append a Q/DQ pair on ``source``, symmetric int8, per channel of axis 0 where ``scale`` is a vector."""
     scale = np.asarray(scale, np.float32)
     sketch.weights[f"{label}.scale"] = scale
     sketch.weights[f"{label}.zero_point"] = np.zeros(scale.shape, np.int8)

@@ -5,19 +5,20 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import onnx
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
-from sketch import INPUT, Array
+from sketch import Array
 
 
-class Images(CalibrationDataReader):  # type: ignore[misc]  # the base class is untyped
-    """One image at a time."""
+class Samples(CalibrationDataReader):  # type: ignore[misc]  # the base class is untyped
+    """One sample of the input called ``name`` at a time."""
 
-    def __init__(self, batch: Array) -> None:
-        self._left = iter(np.split(batch, len(batch)))
+    def __init__(self, name: str, batch: Array) -> None:
+        self._name, self._left = name, iter(np.split(batch, len(batch)))
 
     def get_next(self) -> dict[str, Array] | None:
-        image = next(self._left, None)
-        return None if image is None else {INPUT: image}
+        sample = next(self._left, None)
+        return None if sample is None else {self._name: sample}
 
 
 def quantize(source: Path, target: Path, calibration: Array) -> None:
@@ -25,7 +26,7 @@ def quantize(source: Path, target: Path, calibration: Array) -> None:
     quantize_static(
         source,
         target,
-        Images(calibration),
+        Samples(onnx.load(source).graph.input[0].name, calibration),
         quant_format=QuantFormat.QDQ,
         activation_type=QuantType.QUInt8,
         weight_type=QuantType.QInt8,

@@ -126,6 +126,10 @@ class Sketch:
     def _pool(self, op: str, x: str, kernel: int, stride: int) -> str:
         return self.op(op, x, kernel_shape=[kernel] * 2, strides=[stride] * 2, pads=[(kernel - 1) // 2] * 4)
 
+    def initializers(self) -> list[onnx.TensorProto]:
+        """The weights as ONNX."""
+        return [numpy_helper.from_array(array, name) for name, array in self.weights.items()]
+
     def to_model(self) -> onnx.ModelProto:
         """The network as ONNX, from ``image`` [N, 3, size, size] to ``logits`` [N, classes]."""
         side: list[str | int | None] = [self.size, self.size]
@@ -139,6 +143,6 @@ class Sketch:
             self.name,
             [helper.make_tensor_value_info(INPUT, TensorProto.FLOAT, shape)],
             [helper.make_tensor_value_info(OUTPUT, TensorProto.FLOAT, ["N", self.channels[OUTPUT]])],
-            [numpy_helper.from_array(array, name) for name, array in self.weights.items()],
+            self.initializers(),
         )
         return helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION)

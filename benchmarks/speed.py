@@ -8,52 +8,87 @@ from __future__ import annotations
 import argparse
 import statistics
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
+import bert
 import networks
 import numpy as np
-import numpy.typing as npt
 import onnx
 import peer
 import report
 from fake_quant import images
+from sketch import Array
 from stopwatch import Runs, caller, interleave, speedup
 
 from qat2int8 import convert
 
-NETWORKS: dict[str, Callable[..., onnx.ModelProto]] = {
-    "resnet50": networks.resnet50,
-    "mobilenet_v2": networks.mobilenet_v2,
-    "mobilenet_v3": networks.mobilenet_v3,
-    "mobilenet_v2_tflite": lambda **export: networks.mobilenet_v2(tflite=True, **export),
-    "mobilenet_v2_tflite_exact": lambda **export: networks.mobilenet_v2(tflite=True, **export),
-    "inception_like": lambda **export: networks.inception_like(width=64, size=224, **export),
-}
-OPTIONS: dict[str, dict[str, dict[str, object]]] = {
-    "mobilenet_v2_tflite_exact": {"centre-weights": {"exact": True}},
-}
-"""Options of passes, for networks that are not converted with the default ones."""
 FLOAT, EXPORTED, PEER, OURS = "float", "fake quant as exported", "quantize_static", "qat2int8"
 
 
+@dataclass(frozen=True)
+class Network:
+    """How to build one network, float or with fake quant, and how to draw inputs for it by count and seed.
+
+    ``calibration`` is how many inputs quantize_static sees; ``options`` are those of passes, where not the defaults.
+    """
+
+    build: Callable[[bool], onnx.ModelProto]
+    samples: Callable[[int, int], Array]
+    calibration: int = 8
+    options: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
+
+
+def _pictures(
+    build: Callable[..., onnx.ModelProto], *, channels_last: bool = False, **options: Mapping[str, object]
+) -> Network:
+    def samples(count: int, seed: int) -> Array:
+        batch = images(count, 224, seed)
+        return np.ascontiguousarray(batch.transpose(0, 2, 3, 1)) if channels_last else batch
+
+    def written(fake_quant: bool) -> onnx.ModelProto:
+        return build(fake_quant=fake_quant, bn_folded=not fake_quant)
+
+    return Network(written, samples, options={name.replace("_", "-"): given for name, given in options.items()})
+
+
+def _encoder(*, dynamic: bool) -> Network:
+    return Network(
+        lambda fake_quant: bert.bert(fake_quant=fake_quant, dynamic=dynamic),
+        lambda count, seed: bert.tokens(count, seed=seed),
+        calibration=2,
+    )
+
+
+TFLITE: Callable[..., onnx.ModelProto] = partial(networks.mobilenet_v2, tflite=True)
+NETWORKS = {
+    "resnet50": _pictures(networks.resnet50),
+    "mobilenet_v2": _pictures(networks.mobilenet_v2),
+    "mobilenet_v3": _pictures(networks.mobilenet_v3),
+    "mobilenet_v2_tflite": _pictures(TFLITE, channels_last=True),
+    "mobilenet_v2_tflite_exact": _pictures(TFLITE, channels_last=True, centre_weights={"exact": True}),
+    "inception_like": _pictures(lambda **export: networks.inception_like(width=64, size=224, **export)),
+    "bert_base": _encoder(dynamic=False),
+    "bert_base_dynamic": _encoder(dynamic=True),
+}
+
+
 def measure(name: str, folder: Path, *, rounds: int, repeat: int) -> Runs:
-    """Seconds per image of the four forms of one network."""
-    build = NETWORKS[name]
+    """Seconds per sample of the four forms of one network."""
+    network = NETWORKS[name]
     paths = {form: folder / f"{name}.{form.replace(' ', '_')}.onnx" for form in (FLOAT, EXPORTED, PEER, OURS)}
-    onnx.save(build(fake_quant=False, bn_folded=True), paths[FLOAT])
-    onnx.save(build(fake_quant=True), paths[EXPORTED])
-    _, *sides = (dim.dim_value for dim in onnx.load(paths[FLOAT]).graph.input[0].type.tensor_type.shape.dim)
-    peer.quantize(paths[FLOAT], paths[PEER], _laid_out(images(8, sides[1]), sides))
-    convert(paths[EXPORTED], target="ort-x86", options=OPTIONS.get(name)).save(paths[OURS])
-    image = _laid_out(images(1, sides[1], seed=2), sides)
-    contenders = {form: caller(path, image) for form, path in paths.items()}
-    return interleave(contenders, rounds=rounds, repeat=repeat)
-
-
-def _laid_out(batch: npt.NDArray[np.float32], sides: list[int]) -> npt.NDArray[np.float32]:
-    """``batch`` [N, 3, H, W] with its channels last where the three ``sides`` of an image say so."""
-    return batch if sides[0] == batch.shape[1] else np.ascontiguousarray(batch.transpose(0, 2, 3, 1))
+    onnx.save(network.build(False), paths[FLOAT])
+    onnx.save(network.build(True), paths[EXPORTED])
+    peer.quantize(paths[FLOAT], paths[PEER], network.samples(network.calibration, 1))
+    convert(paths[EXPORTED], target="ort-x86", options=network.options).save(paths[OURS])
+    sample = network.samples(1, 2)
+    contenders = {form: caller(path, sample) for form, path in paths.items()}
+    runs = interleave(contenders, rounds=rounds, repeat=repeat)
+    for path in paths.values():
+        path.unlink()
+    return runs
 
 
 def row(name: str, runs: Runs) -> list[str]:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import onnxruntime as ort
-from sketch import INPUT, Array
+from sketch import Array
 
 Runs = dict[str, list[float]]
 
@@ -48,7 +48,8 @@ def session(path: Path, *, optimize: bool = True, threads: int = 1) -> ort.Infer
     return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 
-def caller(path: Path, image: Array) -> Callable[[], object]:
-    """A call that runs the model at ``path`` once, on one thread."""
+def caller(path: Path, sample: Array) -> Callable[[], object]:
+    """A call that runs the model at ``path``, which has one input, once, on one thread."""
     model = session(path)
-    return lambda: model.run(None, {INPUT: image})
+    name = model.get_inputs()[0].name
+    return lambda: model.run(None, {name: sample})

@@ -1,0 +1,189 @@
+"""BERT built in code, float or with fake quant as a TensorRT-style QAT export of a PyTorch model has it.
+
+Weights are random (seeded), activation ranges are measured on random tokens. A Linear of PyTorch is a MatMul and
+an Add whose first operand is the bias; with fake quant its weight lies [out, in] behind a Transpose.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import onnxruntime as ort
+from fake_quant import pair, weight_steps
+from onnx import TensorProto, helper
+from sketch import OUTPUT, Node, Sketch
+
+TOKENS = "token_ids"
+
+
+@dataclass(frozen=True)
+class Size:
+    """The dimensions of an encoder; the defaults are BERT-base (Devlin et al. 2018) on 128 tokens."""
+
+    layers: int = 12
+    hidden: int = 768
+    heads: int = 12
+    inner: int = 3072
+    sequence: int = 128
+    vocabulary: int = 30522
+    classes: int = 2
+
+
+BASE = Size()
+SMALL = Size(layers=2, hidden=32, heads=2, inner=64, sequence=8, vocabulary=50)
+
+
+def tokens(count: int, size: Size = BASE, seed: int = 1) -> npt.NDArray[np.int64]:
+    """Random token ids [count, sequence]."""
+    return np.random.default_rng(seed).integers(0, size.vocabulary, (count, size.sequence), np.int64)
+
+
+@dataclass
+class _Encoder(Sketch):
+    """A sketch from token ids [N, sequence] to logits [N, classes].
+
+    ``opset`` 20 has LayerNormalization and Gelu; ``decomposed`` spells both in primitives as older exporters do.
+    """
+
+    dims: Size = BASE
+    decomposed: bool = False
+    batch: int | str = 1
+
+    EPSILON: ClassVar[float] = 1e-12
+
+    def encode(self) -> None:
+        """Write the whole network down."""
+        self.channels[TOKENS] = 1
+        x = self.embed()
+        for _ in range(self.dims.layers):
+            x = self.layer_norm(self.op("Add", self.attention(x), x))
+            y = self.dense(self.gelu(self.dense(x, self.dims.inner)), self.dims.hidden, 0.5)
+            x = self.layer_norm(self.op("Add", y, x))
+        self.weights["first"] = np.array(0, np.int64)
+        first = self.op("Gather", x, "first", axis=1)
+        self.linear(self.op("Tanh", self.linear(first, self.dims.hidden)), self.dims.classes, output=OUTPUT)
+
+    def embed(self) -> str:
+        hidden = self.dims.hidden
+        table = self.weight("embedding.tokens", (self.dims.vocabulary, hidden), 1.0)
+        x = self.op("Gather", table, TOKENS, channels=hidden)
+        place = self.weight("embedding.positions", (1, self.dims.sequence, hidden), 0.3)
+        return self.layer_norm(self.op("Add", x, place))
+
+    def attention(self, x: str) -> str:
+        dims = self.dims
+        split = self.shape("split", [0, 0, dims.heads, dims.hidden // dims.heads])
+        query, key, value = (self.op("Reshape", self.dense(x, dims.hidden), split) for _ in range(3))
+        query, value = (self.op("Transpose", part, perm=[0, 2, 1, 3]) for part in (query, value))
+        scores = self.op("MatMul", query, self.op("Transpose", key, perm=[0, 2, 3, 1]))
+        root = self.constant("root", float(np.sqrt(dims.hidden // dims.heads)))
+        weights = self.op("Softmax", self.op("Div", scores, root), axis=-1)
+        joined = self.op("Transpose", self.op("MatMul", weights, value), perm=[0, 2, 1, 3])
+        joined = self.op("Reshape", joined, self.shape("join", [0, 0, dims.hidden]), channels=dims.hidden)
+        return self.dense(joined, dims.hidden)
+
+    def dense(self, x: str, features: int, gain: float = 1.0) -> str:
+        """A Linear on tensors of rank 3."""
+        label, inputs = f"dense_{len(self.nodes)}", self.channels[x]
+        weight = self.weight(f"{label}.weight", (inputs, features), gain * inputs**-0.5)
+        bias = self.weight(f"{label}.bias", (features,), 0.1)
+        product = self.op("MatMul", x, weight, channels=features)
+        return self.op("Add", bias, product, channels=features)
+
+    def layer_norm(self, x: str) -> str:
+        label, channels = f"norm_{len(self.nodes)}", self.channels[x]
+        self.weights[f"{label}.weight"] = self.rng.normal(1, 0.1, channels).astype(np.float32)
+        gamma, beta = f"{label}.weight", self.weight(f"{label}.bias", (channels,), 0.1)
+        if not self.decomposed:
+            return self.op("LayerNormalization", x, gamma, beta, axis=-1, epsilon=self.EPSILON)
+        centred = self.op("Sub", x, self.op("ReduceMean", x, axes=[-1], keepdims=1))
+        square = self.op("Pow", centred, self.constant("two", 2.0))
+        variance = self.op("ReduceMean", square, axes=[-1], keepdims=1)
+        deviation = self.op("Sqrt", self.op("Add", variance, self.constant("epsilon", self.EPSILON)))
+        return self.op("Add", self.op("Mul", self.op("Div", centred, deviation), gamma), beta)
+
+    def gelu(self, x: str) -> str:
+        if not self.decomposed:
+            return self.op("Gelu", x)
+        erf = self.op("Erf", self.op("Div", x, self.constant("root_two", float(np.sqrt(2)))))
+        half = self.constant("half", 0.5)
+        return self.op("Mul", self.op("Mul", x, self.op("Add", erf, self.constant("one", 1.0))), half)
+
+    def shape(self, name: str, dims: list[int]) -> str:
+        self.weights[name] = np.array(dims, np.int64)
+        return name
+
+    def to_model(self) -> onnx.ModelProto:
+        """The network as ONNX."""
+        nodes = [
+            helper.make_node(node.op, node.inputs, [node.output], name=f"{node.op}_{index}", **node.attributes)
+            for index, node in enumerate(self.nodes)
+        ]
+        shape = [self.batch, self.dims.sequence]
+        graph = helper.make_graph(
+            nodes,
+            self.name,
+            [helper.make_tensor_value_info(TOKENS, TensorProto.INT64, shape)],
+            [helper.make_tensor_value_info(OUTPUT, TensorProto.FLOAT, [self.batch, self.dims.classes])],
+            self.initializers(),
+        )
+        opset = 17 if self.decomposed else 20
+        return helper.make_model(
+            graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8 if self.decomposed else 9
+        )
+
+
+def bert(
+    size: Size = BASE,
+    *,
+    fake_quant: bool = True,
+    decomposed: bool = True,
+    dynamic: bool = False,
+    seed: int = 0,
+) -> onnx.ModelProto:
+    """An encoder with a classifier on the first token.
+
+    Args:
+        fake_quant: symmetric int8 Q/DQ on the inputs and weights of every linear layer, nothing else.
+        decomposed: LayerNormalization and Gelu in primitives, opset 17; else as ops, opset 20.
+        dynamic: a symbolic batch dimension instead of 1.
+    """
+    net = _Encoder("bert", 0, seed, dims=size, decomposed=decomposed, batch="N" if dynamic else 1)
+    net.encode()
+    return (_fake_quantize(net) if fake_quant else net).to_model()
+
+
+def _fake_quantize(net: _Encoder) -> _Encoder:
+    """Q/DQ around the layers with constant weights; a MatMul's weight is stored [out, in]."""
+    layers = [node for node in net.nodes if node.op in ("MatMul", "Gemm") and node.inputs[1] in net.weights]
+    largest = _largest(net, list(dict.fromkeys(node.inputs[0] for node in layers)))
+    twin = replace(net, nodes=[], weights=dict(net.weights))
+    for node in net.nodes:
+        if node not in layers:
+            twin.nodes.append(node)
+            continue
+        x, kernel, *bias = node.inputs
+        if node.op == "MatMul":
+            twin.weights[kernel] = np.ascontiguousarray(net.weights[kernel].T)
+        source = pair(twin, x, f"{node.output}.input", np.float32(largest[x] / 127))
+        weight = pair(twin, kernel, kernel, weight_steps(twin.weights[kernel]))
+        if node.op == "MatMul":
+            twin.nodes.append(Node("Transpose", [weight], f"{kernel}.turned", {"perm": [1, 0]}))
+            weight = f"{kernel}.turned"
+        twin.nodes.append(replace(node, inputs=[source, weight, *bias]))
+    return twin
+
+
+def _largest(net: _Encoder, tensors: list[str]) -> dict[str, float]:
+    """The largest magnitude of each tensor on a few random sequences."""
+    model = replace(net, batch="N").to_model()
+    model.graph.output.extend(helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in tensors)
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    found = session.run(tensors, {TOKENS: tokens(2, net.dims)})
+    return {name: float(np.abs(array).max()) for name, array in zip(tensors, found, strict=True)}
