@@ -234,11 +234,23 @@ def _macs(node: oir.Node, shapes: dict[str, list[int]]) -> int:
 
 
 def _shapes(model: Model) -> dict[str, list[int]]:
-    """Shapes by value name, with 1 for every dimension that is not fixed."""
+    """Shapes by value name, with 1 for every dimension of an input that is not fixed, and what follows from it.
+
+    A batch of unknown size that is flattened together with a sequence counts as long as the sequence.
+    """
     proto = weightless(model.ir)
-    with contextlib.suppress(onnx.shape_inference.InferenceError):
-        proto = onnx.shape_inference.infer_shapes(proto)
     shapes: dict[str, list[int]] = {}
+    _add_shapes(proto.graph, shapes)
+    for info in proto.graph.input:
+        for dim in info.type.tensor_type.shape.dim:
+            if not dim.HasField("dim_value"):
+                dim.dim_value = 1
+    del proto.graph.value_info[:]
+    for info in proto.graph.output:
+        if info.type.HasField("tensor_type"):
+            info.type.tensor_type.ClearField("shape")
+    with contextlib.suppress(onnx.shape_inference.InferenceError):
+        proto = onnx.shape_inference.infer_shapes(proto, data_prop=True)
     _add_shapes(proto.graph, shapes)
     return shapes
 
