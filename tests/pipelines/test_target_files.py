@@ -109,7 +109,10 @@ def test_every_rule_of_a_shipped_file_reaches_the_target() -> None:
 
 
 def test_rewrites_have_to_be_passes_a_target_can_ask_for(tmp_path: Path) -> None:
-    for name, remedy in (("pad-stem-chanels", "did you mean 'pad-stem-channels'"), ("cleanup", "known: average-")):
+    for name, remedy in (
+        ("pad-stem-chanels", "did you mean 'pad-stem-channels'"),
+        ("cleanup", "known: add-to-sum, average-"),
+    ):
         with pytest.raises(PipelineError, match=f"'{name}' among the rewrites.*{remedy}"):
             load_target(own(tmp_path, OWN.replace("ops:", f"rewrites: [{name}]\nops:")))
 
