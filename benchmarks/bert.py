@@ -143,6 +143,7 @@ def bert(
     fake_quant: bool = True,
     decomposed: bool = True,
     dynamic: bool = False,
+    products: bool = False,
     seed: int = 0,
 ) -> onnx.ModelProto:
     """An encoder with a classifier on the first token.
@@ -151,25 +152,32 @@ def bert(
         fake_quant: symmetric int8 Q/DQ on the inputs and weights of every linear layer, nothing else.
         decomposed: LayerNormalization and Gelu in primitives, opset 17; else as ops, opset 20.
         dynamic: a symbolic batch dimension instead of 1.
+        products: fake quant on both operands of the two products of each attention as well.
     """
     net = _Encoder("bert", 0, seed, dims=size, decomposed=decomposed, batch="N" if dynamic else 1)
     net.encode()
-    return (_fake_quantize(net) if fake_quant else net).to_model()
+    return (_fake_quantize(net, products=products) if fake_quant else net).to_model()
 
 
-def _fake_quantize(net: _Encoder) -> _Encoder:
+def _fake_quantize(net: _Encoder, *, products: bool) -> _Encoder:
     """Q/DQ around the layers with constant weights; a MatMul's weight is stored [out, in]."""
-    layers = [node for node in net.nodes if node.op in ("MatMul", "Gemm") and node.inputs[1] in net.weights]
-    largest = _largest(net, list(dict.fromkeys(node.inputs[0] for node in layers)))
+    compute = [node for node in net.nodes if node.op in ("MatMul", "Gemm")]
+    layers = [node for node in compute if products or node.inputs[1] in net.weights]
+    operands = dict.fromkeys(x for node in layers for x in node.inputs[:2] if x not in net.weights)
+    largest = _largest(net, list(operands))
     twin = replace(net, nodes=[], weights=dict(net.weights))
     for node in net.nodes:
         if node not in layers:
             twin.nodes.append(node)
             continue
         x, kernel, *bias = node.inputs
+        source = pair(twin, x, f"{node.output}.input", np.float32(largest[x] / 127))
+        if kernel not in net.weights:
+            other = pair(twin, kernel, f"{node.output}.other", np.float32(largest[kernel] / 127))
+            twin.nodes.append(replace(node, inputs=[source, other]))
+            continue
         if node.op == "MatMul":
             twin.weights[kernel] = np.ascontiguousarray(net.weights[kernel].T)
-        source = pair(twin, x, f"{node.output}.input", np.float32(largest[x] / 127))
         weight = pair(twin, kernel, kernel, weight_steps(twin.weights[kernel]))
         if node.op == "MatMul":
             twin.nodes.append(Node("Transpose", [weight], f"{kernel}.turned", {"perm": [1, 0]}))
