@@ -33,6 +33,7 @@ from qat2int8.passes.kernels import Kernel, kernel_of
 from qat2int8.passes.output_channel import output_channel_axis
 from qat2int8.passes.qdq_writer import BIAS_LIMIT, QdqWriter, symmetric_int8
 from qat2int8.passes.registry import register
+from qat2int8.passes.scale_groups import is_movement
 
 
 class OnMissingScale(enum.StrEnum):
@@ -168,7 +169,9 @@ class _Placement:
         """Say which trained grids take part in nothing: their tensors are read more finely than in training."""
         for value, params in self.model.scales.items():
             unread = value in self.tensors or value.is_initializer() or params.source < Provenance.TRAINED
-            if unread or any(use.node.op_type == "QuantizeLinear" for use in value.uses()):
+            if unread or self._is_looked_up(value, params):
+                continue
+            if any(use.node.op_type == "QuantizeLinear" for use in value.uses()):
                 continue
             producer = value.producer()
             if producer is not None and producer.op_type == "DequantizeLinear":
@@ -181,6 +184,15 @@ class _Placement:
                     value=value.name or "",
                 )
             )
+
+    def _is_looked_up(self, value: oir.Value, params: QuantParams) -> bool:
+        """Whether ``value`` lies on its grid as it is, because it consists of elements of a constant that does."""
+        node = value.producer()
+        table = node.inputs[0] if node is not None and is_movement(self.model, node) else None
+        if table is None or self.model.constant(table) is None:
+            return False
+        grid = self.model.scales.get(table)
+        return grid is not None and grid.same_grid(params)
 
     def _reads_integers(self, node: oir.Node, index: int) -> bool:
         kernel = self.chosen.get(node)
