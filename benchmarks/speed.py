@@ -32,7 +32,7 @@ FLOAT, EXPORTED, PEER, OURS = "float", "fake quant as exported", "quantize_stati
 class Network:
     """How to build one network, float or with fake quant, and how to draw inputs for it by count and seed.
 
-    ``calibration`` is how many inputs quantize_static sees; ``options`` are those of passes, where not the defaults.
+    ``calibration`` is how many inputs quantize_static sees; ``options`` are those of passes.
     """
 
     build: Callable[[bool], onnx.ModelProto]
