@@ -27,7 +27,7 @@ from qat2int8.ir.quant import (
     QuantDType,
     QuantParams,
 )
-from qat2int8.ir.scale_table import ScaleTable
+from qat2int8.ir.scale_table import ScaleTable, TrainedTensor
 from qat2int8.ir.target import Contract, OpRule, Target
 from qat2int8.ir.text import text_diff, to_text
 from qat2int8.ir.verify import VerifyLevel, verify
@@ -61,6 +61,7 @@ __all__ = [
     "ScaleTable",
     "Severity",
     "Target",
+    "TrainedTensor",
     "UnsupportedModel",
     "VerifyLevel",
     "check_output_path",

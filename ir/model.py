@@ -104,9 +104,10 @@ class Model:
     def replace_value(self, old: oir.Value, new: oir.Value, *, keep_scale: bool = True) -> None:
         """Let every consumer of ``old`` read ``new``.
 
-        ``new`` takes over the name, type and shape of ``old`` (a graph output keeps its name), and with
-        ``keep_scale`` its grid and statistics. Not for a ``new`` that is a graph input or initializer while
-        ``old`` is a graph output: such a pair needs an Identity between them (see :meth:`bypass`).
+        ``new`` takes over the name, type and shape of ``old`` (a graph output keeps its name), what it was of the
+        source, and with ``keep_scale`` its grid and statistics. Not for a ``new`` that is a graph input or
+        initializer while ``old`` is a graph output: such a pair needs an Identity between them, see
+        :meth:`bypass`.
         """
         name, shape, type_ = old.name, old.shape, old.type
         oir.convenience.replace_all_uses_with(old, new, replace_graph_outputs=True)
@@ -120,6 +121,8 @@ class Model:
             self.scales.move(old, new)
             if old in self.moments:
                 self.moments[new] = self.moments.pop(old)
+        else:
+            self.scales.move_trace(old, new)
 
     def bypass(self, node: oir.Node) -> None:
         """Let the consumers of ``node``'s only output read its first input, and remove it.
@@ -197,4 +200,7 @@ class Model:
                 twin.scales.set(there[name], self.scales[value])
             if value in self.moments:
                 twin.moments[there[name]] = self.moments[value]
+        for value, tensor in self.scales.traces():
+            if value.name in there:
+                twin.scales.trace(there[value.name], tensor)
         return twin

@@ -64,6 +64,12 @@ class QuantDType:
         """The full-range grid of an ONNX integer type, or None for a type that holds no grid we know."""
         return _GRIDS.get(dtype)
 
+    @classmethod
+    def up_to(cls, top: int) -> QuantDType:
+        """The uint8 grid of levels 0..``top``; as a narrower type where that says the same."""
+        bits = top.bit_length()
+        return cls(bits, signed=False) if top + 1 == 1 << bits else cls(8, signed=False, top=top)
+
     def __str__(self) -> str:
         ends = f"{' narrow' if self.narrow_range else ''}{f' up to {self.top}' if self.top is not None else ''}"
         return f"{'' if self.signed else 'u'}int{self.bits}{ends}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,15 +16,34 @@ from qat2int8.ir.interval import Interval
 from qat2int8.ir.quant import Provenance, QuantDType, QuantParams
 
 
+@dataclass(frozen=True, eq=False)
+class TrainedTensor:
+    """A tensor of the source that training put on a grid, so that what became of it can be compared with it.
+
+    Attributes:
+        tensor: name of the float tensor that is quantized.
+        integers: name of its integers, which is what there is where the source computes in integers.
+        grid: what it was trained on, whatever grid it is moved to later.
+    """
+
+    tensor: str
+    integers: str
+    grid: QuantParams
+
+
 class ScaleTable:
     """Maps a value of the graph to its :class:`QuantParams`.
 
     Keys are values by identity, so a rename does not lose an entry. A write that disagrees with what stands
     there is decided by :class:`Provenance` and reported, never silent.
+
+    Beside the grids it keeps a trace: which value, at first of floats and then of integers, is which
+    :class:`TrainedTensor` of the source. No pass decides anything by it.
     """
 
     def __init__(self) -> None:
         self._grids: dict[oir.Value, QuantParams] = {}
+        self._traces: dict[oir.Value, TrainedTensor] = {}
 
     def __getitem__(self, value: oir.Value) -> QuantParams:
         return self._grids[value]
@@ -50,7 +70,8 @@ class ScaleTable:
         self._grids[value] = params
 
     def discard(self, value: oir.Value) -> QuantParams | None:
-        """Forget an entry; returns it."""
+        """Forget an entry and its trace; returns the entry."""
+        self._traces.pop(value, None)
         return self._grids.pop(value, None)
 
     def record(self, value: oir.Value, params: QuantParams, *, node: str = "") -> Diagnostic | None:
@@ -82,19 +103,42 @@ class ScaleTable:
         )
 
     def move(self, old: oir.Value, new: oir.Value) -> None:
-        """Let ``new`` take over the entry of ``old``; an entry ``new`` had of its own is dropped."""
+        """Let ``new`` take over the entry and trace of ``old``; what ``new`` had of its own is dropped."""
         params = self._grids.pop(old, None)
         if params is not None:
             self._grids[new] = params
+        traced = self._traces.pop(old, None)
+        if traced is not None:
+            self._traces[new] = traced
+
+    def trace(self, value: oir.Value, tensor: TrainedTensor) -> None:
+        """Note that ``value`` is ``tensor`` of the source."""
+        self._traces[value] = tensor
+
+    def traced(self, value: oir.Value | None) -> TrainedTensor | None:
+        """Which tensor of the source ``value`` is, or None."""
+        return None if value is None else self._traces.get(value)
+
+    def move_trace(self, old: oir.Value, new: oir.Value) -> None:
+        """Let ``new`` be what ``old`` was of the source, unless it is something itself."""
+        traced = self._traces.pop(old, None)
+        if traced is not None:
+            self._traces.setdefault(new, traced)
+
+    def traces(self) -> Iterator[tuple[oir.Value, TrainedTensor]]:
+        """Every value that is a trained tensor of the source, in the order they were found."""
+        return iter(list(self._traces.items()))
 
     def clear(self) -> None:
         """Forget every entry."""
         self._grids.clear()
+        self._traces.clear()
 
     def copy(self) -> ScaleTable:
         """An independent table with the same entries."""
         twin = ScaleTable()
         twin._grids = dict(self._grids)
+        twin._traces = dict(self._traces)
         return twin
 
     def rows(self) -> list[tuple[str, str, str, str]]:

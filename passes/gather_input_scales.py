@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 import onnx_ir as oir
 
-from qat2int8.ir import Code, Diagnostic, Fact, Model, QuantParams, ScaleTable
+from qat2int8.ir import Code, Diagnostic, Fact, Model, QuantParams, ScaleTable, TrainedTensor
 from qat2int8.passes.base import Context, Pass, PassResult
 from qat2int8.passes.fake_quant import FakeQuant, Refusal, fake_quants
 from qat2int8.passes.registry import register
@@ -33,7 +33,7 @@ class GatherInputScales(Pass):
     provides = frozenset({Fact.INPUT_SCALES})
 
     def run(self, model: Model, ctx: Context) -> PassResult:
-        found, roots = ScaleTable(), dict[oir.Value, FakeQuant]()
+        found, roots, last = ScaleTable(), dict[oir.Value, FakeQuant](), dict[oir.Value, FakeQuant]()
         notes: list[Diagnostic | None] = []
         for fake in fake_quants(model):
             if fake.constant:
@@ -44,6 +44,7 @@ class GatherInputScales(Pass):
             before = roots.get(fake.source)
             root = fake.source if before is None else _root(fake.source, roots)
             roots[fake.output] = fake
+            last[root] = fake
             if before is None:
                 notes.append(found.record(root, fake.params, node=fake.nodes[-1].name or ""))
             elif not found[root].same_grid(fake.params):
@@ -54,6 +55,7 @@ class GatherInputScales(Pass):
             present = model.scales.get(value)
             notes.append(model.scales.record(value, params))
             gathered += model.scales[value] is not present
+            model.scales.trace(value, _traced(last[value], params))
         return PassResult(
             {"gathered": gathered}, tuple(replace(note, pass_name=self.name) for note in notes if note)
         )
@@ -67,6 +69,13 @@ class GatherInputScales(Pass):
             value=root.name or "",
             remedy="give both one shared quantizer in training",
         )
+
+
+def _traced(fake: FakeQuant, grid: QuantParams) -> TrainedTensor:
+    """What the last quantizer of ``fake``'s tensor reads and writes, as the source calls it."""
+    *upstream, dequantize = fake.nodes
+    integers = dequantize.inputs[0] if not upstream else upstream[-1].outputs[0]
+    return TrainedTensor(fake.source.name or "", (integers.name if integers is not None else None) or "", grid)
 
 
 def _root(value: oir.Value, fakes: dict[oir.Value, FakeQuant]) -> oir.Value:

@@ -102,6 +102,7 @@ class _Squasher:
             first = kept.setdefault((node.op_type, node.inputs[0], *step.key), node)
             if first is not node:
                 node.outputs[0].replace_all_uses_with(first.outputs[0])
+                self.model.scales.move_trace(node.outputs[0], first.outputs[0])
                 self.drop(node)
                 self.counts["duplicates merged"] += 1
 
@@ -120,6 +121,7 @@ class _Squasher:
         assert integers is not None
         if not result.is_graph_output():
             result.replace_all_uses_with(integers)
+            self.model.scales.move_trace(result, integers)
         elif integers.producer() is not None and not integers.is_graph_output():
             self.model.replace_value(result, integers, keep_scale=False)
         else:
@@ -200,6 +202,7 @@ class _Squasher:
         name, shape, type_ = integers.name, integers.shape, integers.type
         self.model.scales.discard(moved)
         integers.replace_all_uses_with(moved, replace_graph_outputs=True)
+        self.model.scales.move_trace(integers, moved)
         mover.replace_input_with(0, integers)
         integers.name = self.model.unique_name(f"{source.name}_quantized")
         moved.name, moved.type = name, type_
@@ -390,6 +393,7 @@ class _Squasher:
         self.model.graph.insert_after(quantize, node)
         clipped = node.outputs[0]
         result.replace_all_uses_with(clipped, replace_graph_outputs=True)
+        self.model.scales.move_trace(result, clipped)
         node.replace_input_with(0, result)
         clipped.type, clipped.shape = result.type, None if result.shape is None else result.shape.copy()
         clipped.name, result.name = result.name, self.model.unique_name(f"{result.name}_unclipped")

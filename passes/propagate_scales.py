@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import networkx as nx
 import numpy as np
 import onnx_ir as oir
 
-from qat2int8.ir import UINT8, Code, Diagnostic, Fact, Interval, Model, Provenance, QuantParams, Target
+from qat2int8.ir import UINT8, Code, Diagnostic, Fact, Interval, Model, Provenance, QuantDType, QuantParams, Target
 from qat2int8.ir.ranges import Ranges
 from qat2int8.passes.base import Context, Numerics, Pass, PassResult
 from qat2int8.passes.registry import register
@@ -155,8 +155,15 @@ class _Spread:
                 self.give(node.outputs[0], params)
         elif node.op_type == "Relu" and params is not None:
             self.give(node.outputs[0], _nonnegative(params) if self.from_zero else params)
+            self.trace_relu(node)
         elif node.op_type == "Concat":
             self._concat_forward(node)
+
+    def trace_relu(self, node: oir.Node) -> None:
+        """What a Relu lets through of a trained tensor can be compared with it as well."""
+        grid, traced = self.scales.get(node.outputs[0]), self.scales.traced(node.inputs[0])
+        if grid is not None and traced is not None:
+            self.scales.trace(node.outputs[0], replace(traced, grid=grid))
 
     def _concat_forward(self, node: oir.Node) -> None:
         grids = [self.scales.get(value) for value in node.inputs]
@@ -180,10 +187,15 @@ def _across(params: QuantParams, axis_map: AxisMap) -> QuantParams | None:
 
 
 def _nonnegative(params: QuantParams) -> QuantParams:
-    """The levels of a grid that survive a Relu, on uint8: same step, zero at the bottom."""
+    """The levels of a grid that survive a Relu, on uint8: same step, zero at the bottom.
+
+    Where a trained one ends the Relu's input saturated, so it ends there too.
+    """
     if params.per_channel or params.dtype.bits > UINT8.bits or params.interval.lo >= 0.0:
         return params
-    zero = np.zeros((), np.int32)
+    zero, top = np.zeros((), np.int32), params.dtype.qmax - int(params.zero_point)
+    if params.source >= Provenance.TRAINED and top > 0:
+        return params.with_(zero_point=zero, dtype=QuantDType.up_to(top))
     return params.with_(zero_point=zero, dtype=UINT8, trained=Interval(0.0, params.span.hi))
 
 

@@ -68,6 +68,7 @@ class QdqWriter:
             nodes.append(self._node("Clip", [integers, *bounds], f"{name}_Clip"))
             integers = nodes[-1].outputs[0]
             self._describe(integers, f"{name}_clipped", storage, tensor.shape)
+        model.scales.move_trace(tensor, integers)
         nodes.append(self._node("DequantizeLinear", [integers, scale, zero_point], f"{name}_DequantizeLinear"))
         result = nodes[-1].outputs[0]
         self._describe(result, f"{name}_dequantized", oir.DataType.FLOAT, tensor.shape)

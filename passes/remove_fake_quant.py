@@ -55,6 +55,7 @@ def _remove(model: Model, fake: FakeQuant) -> tuple[oir.Value, list[oir.Value]]:
         return fake.source, freed
     if grid is not None:
         model.scales.set(outputs[position], grid)
+        model.scales.move_trace(fake.source, outputs[position])
     return outputs[position], freed
 
 

@@ -33,9 +33,10 @@ class UpdateReluOutputScales(Pass):
     """Turn signed grids of tensors that cannot be negative into unsigned ones with zero at the bottom.
 
     A runtime absorbs a Relu into the quantizer behind it only if the grid starts at zero. Whether a tensor can
-    be negative is read from forward ranges, not from its producer's type: a MaxPool behind a Relu counts. A
-    tensor behind a Clip gets a grid that ends where both do (``refine``, whatever is asked for), because the
-    quantizer can absorb the Clip only then; ``same-grid`` is kept there while it ends inside the Clip.
+    be negative is read from forward ranges, not from its producer's type: a MaxPool behind a Relu counts. Behind a
+    Clip the grid ends where both do, because the quantizer can absorb the Clip only then: ``exact`` ends at the
+    level that the bound rounds to, which is what clamping before rounding comes to. ``same-grid`` cannot, and
+    refines there unless it ends inside the Clip.
 
     Where a grid ends is part of what was trained: exporters that quantize leave out a Relu6 whose bound the grid
     repeats. That is why ``exact`` is the default and not the slightly faster ``same-grid``.
@@ -61,12 +62,13 @@ class UpdateReluOutputScales(Pass):
         clamps = _upper_clamps(model, ranges)
         updated = 0
         for value, params in model.scales.items():
-            if value.is_initializer() or params.per_channel or params.interval.lo >= 0.0:
+            if value.is_initializer() or params.per_channel:
                 continue
-            if not ranges.raw(value).nonnegative:
+            clamp = clamps.get(value, math.inf)
+            if (params.interval.lo >= 0.0 and params.interval.hi <= clamp) or not ranges.raw(value).nonnegative:
                 continue
-            encoded = self._encode(params, clamps.get(value, math.inf))
-            if encoded is None:
+            encoded = self._encode(params, clamp)
+            if encoded is None or encoded.same_grid(params):
                 continue
             model.scales.set(value, encoded)
             updated += 1
@@ -82,19 +84,15 @@ class UpdateReluOutputScales(Pass):
         zero = np.zeros((), np.int32)
         if not top > 0.0:
             return None
-        if params.dtype.bits < UINT8.bits or (self.encoding is ReluEncoding.EXACT and clamp == math.inf):
-            return params.with_(zero_point=zero, dtype=_levels_up_to(top_level))
+        if params.dtype.bits < UINT8.bits or self.encoding is ReluEncoding.EXACT:
+            if clamp < top_level * step:
+                top_level = min(top_level, int(np.rint(np.float32(clamp) / params.scale)))
+            return params.with_(zero_point=zero, dtype=QuantDType.up_to(top_level)) if top_level > 0 else None
         if self.encoding is not ReluEncoding.SAME_GRID or UINT8.qmax * step > clamp:
             refined = np.asarray(top / UINT8.qmax, np.float32)
             # A bound below what float32 can divide leaves no step.
             return params.with_(scale=refined, zero_point=zero, dtype=UINT8) if refined > 0.0 else None
         return params.with_(zero_point=zero, dtype=UINT8, trained=Interval(0.0, top))
-
-
-def _levels_up_to(top: int) -> QuantDType:
-    """The uint8 grid of levels 0..``top``; as a narrower type where that says the same."""
-    bits = top.bit_length()
-    return QuantDType(bits, signed=False) if top + 1 == 1 << bits else QuantDType(8, signed=False, top=top)
 
 
 def _upper_clamps(model: Model, ranges: Ranges) -> dict[oir.Value, float]:

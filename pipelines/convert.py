@@ -25,6 +25,7 @@ from qat2int8.passes import Context
 from qat2int8.pipelines.certificate import Certificate, certify
 from qat2int8.pipelines.dialects import has_fake_quant
 from qat2int8.pipelines.fidelity import Fidelity, compare, synthetic_inputs
+from qat2int8.pipelines.levels import pairs_of
 from qat2int8.pipelines.manager import PipelineRun, run_pipeline
 from qat2int8.pipelines.observers import Observer
 from qat2int8.pipelines.reference import ReadableSource
@@ -135,7 +136,10 @@ class Conversion:
             DataError: no input could be made up that the models accept, or the source has been changed or deleted.
         """
         inputs = synthetic_inputs(self.model, _FIDELITY_SAMPLES)
-        return compare(self._original(), self._file(), inputs, seconds=_FIDELITY_SECONDS, target=self.target)
+        pairs = pairs_of(self.model)
+        return compare(
+            self._original(), self._file(), inputs, seconds=_FIDELITY_SECONDS, target=self.target, pairs=pairs
+        )
 
     def fidelity_on(self, batches: Iterable[Feeds], name: str = "data") -> Fidelity:
         """The same on inputs of the caller: dicts of arrays by input name.
@@ -144,7 +148,9 @@ class Conversion:
             UnsupportedModel: onnxruntime refuses one of the models.
             DataError: an input does not fit, there is none, or the source has been changed or deleted.
         """
-        return compare(self._original(), self._file(), batches, data=name, target=self.target)
+        return compare(
+            self._original(), self._file(), batches, data=name, target=self.target, pairs=pairs_of(self.model)
+        )
 
     def _original(self) -> ModelFile:
         if self._readable.path is not None:

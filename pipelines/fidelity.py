@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,8 @@ import numpy.typing as npt
 import onnx_ir as oir
 
 from qat2int8.ir import DataError, Interval, Model, Target
+from qat2int8.pipelines.level_probe import LevelProbe
+from qat2int8.pipelines.levels import Levels, Pair
 from qat2int8.pipelines.sessions import Feeds, ModelFile, deployed_session, reference_session, run_session, session
 
 __all__ = ["Fidelity", "OutputFidelity", "compare", "synthetic_inputs"]
@@ -25,7 +28,7 @@ class OutputFidelity:
     ``sqnr_db`` is ``10 log10(|reference|^2 / |difference|^2)``, infinite when equal; ``max_error`` is the
     largest absolute difference, ``value_range`` what the finite values of the reference span.
     ``same_argmax_percent`` is the share of positions of all but the last axis whose largest entry is the same
-    one; None for outputs without classes.
+    one, or one of several that are equally large; None for outputs without classes.
 
     NaN and infinity equal themselves; where only one of the models has them the error is infinite, the
     SQNR minus infinity.
@@ -42,11 +45,18 @@ class OutputFidelity:
 class Fidelity:
     """The tensors among the graph outputs, over ``samples`` inputs, which are ``data`` ("synthetic" or what the
     caller names). Outputs that hold no numbers (strings, sequences) are not compared and not listed.
+
+    ``levels`` compares every integer tensor that training put on a grid, each model computing from its own
+    input; ``local_levels`` compares what each of them is when computed from the source's own values of those
+    before it. A value within float rounding of the middle of two levels may be either of them. None where no such
+    tensor was compared.
     """
 
     outputs: tuple[OutputFidelity, ...]
     samples: int
     data: str
+    levels: Levels | None = None
+    local_levels: Levels | None = None
 
     @property
     def sqnr_db(self) -> float:
@@ -61,7 +71,13 @@ class Fidelity:
 
     def as_dict(self) -> dict[str, Any]:
         """Everything, ready for JSON."""
-        return asdict(self)
+        return {
+            "outputs": [asdict(output) for output in self.outputs],
+            "samples": self.samples,
+            "data": self.data,
+            "levels": None if self.levels is None else self.levels.as_dict(),
+            "local_levels": None if self.local_levels is None else self.local_levels.as_dict(),
+        }
 
 
 def compare(
@@ -72,28 +88,37 @@ def compare(
     data: str = "synthetic",
     seconds: float = math.inf,
     target: Target | None = None,
+    pairs: Sequence[Pair] = (),
 ) -> Fidelity:
     """Run both models on the same inputs: the reference with optimisation off, the converted one as deployed.
 
     Args:
         batches: inputs; at least one is used, then as many as fit into ``seconds``.
         target: what the converted model was made for; onnxruntime on this machine if not given.
+        pairs: integer tensors of the converted model to compare as well, from :func:`~.levels.pairs_of`.
 
     Raises:
         UnsupportedModel: onnxruntime refuses one of the models.
         DataError: an input does not fit, there is none, or the models differ in the outputs they have.
     """
     started = time.perf_counter()
-    expected_session = reference_session(reference)
-    actual_session = session(converted) if target is None else deployed_session(target, converted)
-    names = [output.name for output in expected_session.get_outputs()]
+    open_result = session if target is None else partial(deployed_session, target)
+    probe: LevelProbe | None = None
+    run: Callable[[Feeds], list[npt.NDArray[Any]]]
+    if pairs:
+        probe = LevelProbe(reference, converted, pairs, open_result)
+        names, run = probe.outputs, probe.add
+    else:
+        plain = reference_session(reference)
+        names, run = [output.name for output in plain.get_outputs()], partial(run_session, plain)
+    actual_session = open_result(converted)
     others = [output.name for output in actual_session.get_outputs()]
     if names != others:
         raise DataError(f"the models have different outputs: {', '.join(names)} and {', '.join(others)}")
     sums = [_Sums(name) for name in names]
     samples = 0
     for feeds in batches:
-        expected = run_session(expected_session, feeds)
+        expected = run(feeds)
         actual = run_session(actual_session, feeds)
         for total, left, right in zip(sums, expected, actual, strict=True):
             total.add(left, right)
@@ -102,7 +127,10 @@ def compare(
             break
     if not samples:
         raise DataError("no samples to compare the models on")
-    return Fidelity(tuple(total.result() for total in sums if total.compared), samples, data)
+    outputs = tuple(total.result() for total in sums if total.compared)
+    if probe is None or not probe.pairs:
+        return Fidelity(outputs, samples, data)
+    return Fidelity(outputs, samples, data, probe.end_to_end, probe.local)
 
 
 class _Sums:
@@ -135,7 +163,7 @@ class _Sums:
         if finite.size:
             self.lo, self.hi = min(self.lo, float(finite.min())), max(self.hi, float(finite.max()))
         if expected.ndim >= 2 and expected.shape[-1] > 1 and expected.dtype.kind == "f":
-            same = left.argmax(-1) == right.argmax(-1)
+            same = _is_largest(left, right.argmax(-1)) | _is_largest(right, left.argmax(-1))
             self.same += int(same.sum())
             self.positions += same.size
 
@@ -148,6 +176,18 @@ class _Sums:
             sqnr = 10.0 * math.log10(self.signal / self.noise)
         share = 100.0 * self.same / self.positions if self.positions else None
         return OutputFidelity(self.name, sqnr, self.max_error, max(self.hi - self.lo, 0.0), share)
+
+
+_EQUALLY_LARGE = 1e-6
+"""Of an entry: float sums in another order differ by as much."""
+
+
+def _is_largest(scores: npt.NDArray[np.float64], index: npt.NDArray[np.intp]) -> npt.NDArray[np.bool_]:
+    """Whether the entry at ``index`` of the last axis is the largest one, or as large."""
+    chosen = np.take_along_axis(scores, index[..., None], -1)[..., 0]
+    largest = scores.max(-1)
+    same: npt.NDArray[np.bool_] = np.isclose(chosen, largest, rtol=_EQUALLY_LARGE, atol=0.0, equal_nan=True)
+    return same
 
 
 def synthetic_inputs(model: Model, count: int, *, seed: int = 0) -> Iterator[Feeds]:

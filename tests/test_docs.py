@@ -405,6 +405,9 @@ def test_the_document_of_convert_is_told_of(tmp_path: Path) -> None:
     assert nested("formats.md", "json-certificate", "compute") == list(document["certificate"]["compute"][0])
     assert keys("formats.md", "json-fidelity") == list(document["fidelity"])
     assert nested("formats.md", "json-fidelity", "outputs") == list(document["fidelity"]["outputs"][0])
+    for levels in (document["fidelity"]["levels"], document["fidelity"]["local_levels"]):
+        assert keys("formats.md", "json-levels") == list(levels)
+        assert nested("formats.md", "json-levels", "tensors") == list(levels["tensors"][0])
 
 
 def test_the_document_of_run_is_told_of(tmp_path: Path) -> None:

@@ -176,8 +176,10 @@ def report_conversion(report: Report, conversion: Conversion, compared: Fidelity
     )
     report.line(f"             run in integers on {certificate.runtime}")
     if compared is not None:
-        for label, text in zip(("fidelity", ""), _fidelity_lines(compared), strict=True):
-            report.line(f"{label:13}{text}")
+        for index, text in enumerate(_fidelity_lines(compared)):
+            report.line(f"{'' if index else 'fidelity':13}{text}")
+        if report.verbose and not isinstance(compared, Exception):
+            _report_levels(report, compared)
 
 
 def report_float(report: Report, conversion: Conversion) -> None:
@@ -197,6 +199,8 @@ def report_float(report: Report, conversion: Conversion) -> None:
         report.item(reason, nodes, indent=13)
 
 
+_WORST = 8
+"""Tensors told of in detail."""
 _DOUBTFUL_DB = 15.0
 """Below this, answers change; made-up inputs may be to blame, or a grid."""
 _REASONS = ("Q301", "Q302", "Q303", "Q304")
@@ -226,7 +230,31 @@ def _fidelity(conversion: Conversion) -> Fidelity | DataError:
         return DataError(error.what)
 
 
-def _fidelity_lines(compared: Fidelity | DataError) -> tuple[str, str]:
+def _report_levels(report: Report, compared: Fidelity) -> None:
+    """The integer tensors that are farthest from training, both ways of comparing them."""
+    if compared.levels is None or compared.local_levels is None:
+        return
+    pairs = zip(compared.levels.tensors, compared.local_levels.tensors, strict=True)
+    worst = sorted(pairs, key=lambda pair: (pair[0].within_one_percent, -pair[0].largest))[:_WORST]
+    report.line()
+    report.table(
+        ("integers of", "within 1 LSB", "largest", "layer by layer", "largest"),
+        [
+            (
+                whole.tensor,
+                as_percent(whole.within_one_percent),
+                f"{whole.largest:.0f}",
+                as_percent(local.within_one_percent),
+                f"{local.largest:.0f}",
+            )
+            for whole, local in worst
+        ],
+        right=(1, 2, 3, 4),
+    )
+    report.line()
+
+
+def _fidelity_lines(compared: Fidelity | DataError) -> tuple[str, ...]:
     from qat2int8.pipelines.fidelity import Fidelity
 
     if not isinstance(compared, Fidelity):
@@ -241,7 +269,12 @@ def _fidelity_lines(compared: Fidelity | DataError) -> tuple[str, str]:
     if compared.same_argmax_percent is not None and math.isfinite(worst):
         first += f", same answer on {as_percent(compared.same_argmax_percent)}"
     doubt = "; low: measure it on your data" if worst < _DOUBTFUL_DB else ""
-    return first, f"({compared.data} inputs: {compared.samples}{doubt})"
+    lines = first, f"({compared.data} inputs: {compared.samples}{doubt})"
+    if compared.levels is None or compared.local_levels is None:
+        return lines
+    whole, local = (one.within_one_percent for one in (compared.levels, compared.local_levels))
+    levels = f"integers within 1 LSB: {as_percent(whole)} end to end, {as_percent(local)} layer by layer"
+    return lines[0], levels, lines[1]
 
 
 def _why(finding: Diagnostic | None) -> str:

@@ -6,7 +6,17 @@ import numpy as np
 import onnx_ir as oir
 import pytest
 
-from qat2int8.ir import INT8, UINT8, Code, DataError, Provenance, QuantDType, QuantParams, ScaleTable
+from qat2int8.ir import (
+    INT8,
+    UINT8,
+    Code,
+    DataError,
+    Provenance,
+    QuantDType,
+    QuantParams,
+    ScaleTable,
+    TrainedTensor,
+)
 
 X, Y, Z = (oir.Value(name=name) for name in "xyz")
 NARROW = QuantParams.make(0.1, 0, INT8, origin="a")
@@ -166,3 +176,31 @@ def test_an_entry_that_is_no_grid_is_named() -> None:
     ):
         with pytest.raises(DataError, match=r"tensor 'x'.*not a grid"):
             ScaleTable.from_json(broken, {"x": value}, "0")
+
+
+def traced_table() -> tuple[ScaleTable, list[oir.Value], TrainedTensor]:
+    table, values = ScaleTable(), [oir.Value(name=name) for name in "abc"]
+    tensor = TrainedTensor("x", "xq", QuantParams.make(0.5))
+    table.trace(values[0], tensor)
+    return table, values, tensor
+
+
+def test_a_trace_follows_its_value() -> None:
+    table, (a, b, c), tensor = traced_table()
+    table.set(a, tensor.grid)
+    table.move(a, b)
+    assert (table.traced(a), table.traced(b), table.get(b)) == (None, tensor, tensor.grid)
+    table.move_trace(b, c)
+    assert (table.traced(b), table.traced(c), table.get(b)) == (None, tensor, tensor.grid)
+    assert list(table.traces()) == [(c, tensor)]
+    assert list(table.copy().traces()) == [(c, tensor)]
+
+
+def test_a_trace_gives_way_to_the_one_that_is_there_and_goes_with_its_value() -> None:
+    table, (a, b, *_), tensor = traced_table()
+    other = TrainedTensor("y", "yq", tensor.grid)
+    table.trace(b, other)
+    table.move_trace(a, b)
+    assert list(table.traces()) == [(b, other)]
+    table.discard(b)
+    assert list(table.traces()) == []

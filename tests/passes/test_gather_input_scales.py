@@ -208,3 +208,12 @@ def test_a_calibrated_grid_gives_way() -> None:
 def test_a_wrong_scale_is_an_error() -> None:
     with pytest.raises(InvalidModel, match="is not a positive"):
         GatherInputScales().run(parse(CHAIN.format(first=0.5, last=-1)), Context(TARGET))
+
+
+def test_each_tensor_is_traced_to_what_the_source_calls_it() -> None:
+    model = parse(CHAIN.format(first=0.5, last=0.25))
+    apply(GatherInputScales(), model)
+    ((value, traced),) = model.scales.traces()
+    # The last quantizer's own input: what the first one made of x.
+    assert (value.name, traced.tensor, traced.integers) == ("x", "a", "q")
+    assert traced.grid.same_grid(QuantParams.make(0.25, 0, UINT8))

@@ -294,12 +294,19 @@ def test_an_agreement_is_no_conflict() -> None:
 )
 def test_a_relu_keeps_the_steps_and_drops_what_is_below_zero(params: QuantParams, top: float) -> None:
     y = propagated("y = Relu(x)", x=params)[0]["y"]
-    assert (float(y.scale), int(y.zero_point), y.dtype) == (float(params.scale), 0, UINT8)
-    assert y.trained is not None
-    assert y.trained.hi == pytest.approx(top)
+    assert (float(y.scale), int(y.zero_point)) == (float(params.scale), 0)
+    assert not y.dtype.signed
+    assert y.interval.hi == pytest.approx(top)
     values = np.linspace(-20, 20, 401).astype(np.float32)
     relu = np.maximum(params.dequantize(params.quantize(values)), 0)
-    np.testing.assert_array_equal(y.dequantize(y.quantize(relu)), relu)
+    np.testing.assert_array_equal(y.dequantize(y.quantize(np.maximum(values, 0))), relu)
+
+
+def test_behind_a_relu_a_grid_that_nobody_trained_may_use_the_whole_type() -> None:
+    y = propagated("y = Relu(x)", x=G.with_(source=Provenance.DERIVED))[0]["y"]
+    assert (float(y.scale), int(y.zero_point), y.dtype) == (float(G.scale), 0, UINT8)
+    assert y.trained is not None
+    assert y.trained.hi == pytest.approx(12.7)
 
 
 def test_a_target_with_signed_activations_gets_a_grid_it_can_hold() -> None:

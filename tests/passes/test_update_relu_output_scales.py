@@ -23,11 +23,13 @@ def updated(
     name: str = "y",
     encoding: ReluEncoding = ReluEncoding.SAME_GRID,
     target: Any = TARGET,
+    six: float = 6.0,
 ) -> tuple[QuantParams, PassResult]:
     """The grid of ``name`` after the pass; the graph must not change, nor anything in a second run."""
     model = parse(
         "g (float[1,4,4,4] x) => (float[1,4,4,4] out) "
-        "<float zero = {0.0}, float six = {6.0}, float big = {100.0}, float none = {0.0}, float minus = {-1.0}, "
+        f"<float zero = {{0.0}}, float six = {{{six}}}, "
+        "float big = {100.0}, float none = {0.0}, float minus = {-1.0}, "
         "float tiny = {1e-44}, int64[4] shape = {1, 4, 4, 4}> {\n" + body + "\nout = Abs(y)\n}"
     )
     model.scales.set(model.values()[name], grid)
@@ -118,10 +120,34 @@ def test_narrow_grids_stay_narrow(
     assert describe(grid) == (S, 0, expected, None)
 
 
+REFINED = (float(np.float32(6 / 255)), 0, UINT8, None)
+BEHIND_SIX = {
+    ReluEncoding.EXACT: (S, 0, QuantDType(8, signed=False, top=60), None),
+    ReluEncoding.REFINE: REFINED,
+    ReluEncoding.SAME_GRID: REFINED,
+}
+
+
 @pytest.mark.parametrize("encoding", ENCODINGS)
-def test_a_clip_inside_the_grid_ends_it(encoding: ReluEncoding) -> None:
-    grid, _ = updated("y = Clip(x, zero, six)", QuantParams.make(S), encoding=encoding)
-    assert describe(grid) == (float(np.float32(6 / 255)), 0, UINT8, None)
+@pytest.mark.parametrize(
+    "trained",
+    [QuantParams.make(S), QuantParams.make(S, 28, UINT8), QuantParams.make(S, 0, UINT8)],
+    ids=["signed", "around a zero point", "unsigned already"],
+)
+def test_a_clip_inside_the_grid_ends_it(encoding: ReluEncoding, trained: QuantParams) -> None:
+    grid, _ = updated("y = Clip(x, zero, six)", trained, encoding=encoding)
+    assert describe(grid) == BEHIND_SIX[encoding]
+
+
+@pytest.mark.parametrize("bound", [6.0, 6.03, 6.05, 6.07, 5.96])
+def test_an_exact_grid_behind_a_clip_computes_what_clamping_before_rounding_does(bound: float) -> None:
+    trained = QuantParams.make(S)
+    grid, _ = updated("y = Clip(x, zero, six)", trained, encoding=ReluEncoding.EXACT, six=bound)
+    values = np.linspace(-20, 20, 9999).astype(np.float32)
+    clamped = np.clip(values, 0, np.float32(bound))
+    np.testing.assert_array_equal(
+        grid.dequantize(grid.quantize(values)), trained.dequantize(trained.quantize(clamped))
+    )
 
 
 @pytest.mark.parametrize("encoding", ENCODINGS)
@@ -131,7 +157,7 @@ def test_the_clip_is_seen_through_data_movement(encoding: ReluEncoding) -> None:
         "t = Transpose<perm=[0, 1, 3, 2]>(m)\nn = Identity(t)\ny = Reshape(n, shape)"
     )
     grid, _ = updated(body, QuantParams.make(S), encoding=encoding)
-    assert describe(grid) == (float(np.float32(6 / 255)), 0, UINT8, None)
+    assert describe(grid) == BEHIND_SIX[encoding]
 
 
 def test_a_clip_between_the_trained_end_and_that_of_the_wider_grid() -> None:
@@ -139,7 +165,7 @@ def test_a_clip_between_the_trained_end_and_that_of_the_wider_grid() -> None:
     grid, _ = updated("y = Clip(x, zero, six)", QuantParams.make(0.04))
     assert describe(grid) == (pytest.approx(127 * 0.04 / 255), 0, UINT8, None)
     exact, _ = updated("y = Clip(x, zero, six)", QuantParams.make(0.04), encoding=ReluEncoding.EXACT)
-    assert describe(exact) == describe(grid), "only a quantizer that ends there absorbs the Clip"
+    assert describe(exact) == (pytest.approx(0.04), 0, QuantDType(7, signed=False), None)
 
 
 def test_a_clip_beyond_the_grid_changes_nothing() -> None:
