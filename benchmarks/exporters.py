@@ -21,6 +21,7 @@ from stopwatch import session
 
 from qat2int8 import convert
 from qat2int8.ir.errors import Qat2Int8Error
+from qat2int8.passes.paddle_ops import is_paddle
 from qat2int8.passes.raise_qoperators import QOPERATORS
 from qat2int8.passes.read_openvino_fake_quantize import OPENVINO_DOMAIN
 from qat2int8.passes.read_qonnx_quant import QONNX_DOMAINS
@@ -84,6 +85,8 @@ def dialect(path: Path) -> str:
         return "QONNX"
     if (OPENVINO_DOMAIN, "FakeQuantize") in {(node.domain, node.op_type) for node in nodes}:
         return "OpenVINO"
+    if any(is_paddle(node) for node in nodes):
+        return "Paddle"
     if any((node.domain, node.op_type) in QOPERATORS for node in nodes):
         return "QOperator"
     if ops & {"QuantizeLinear", "DequantizeLinear"}:

@@ -87,15 +87,21 @@ def require_opset(model: Model, node: oir.Node) -> None:
         )
 
 
-class NodeWriter:
-    """Puts nodes in the place of ``node``: what it computes of its first input is ``finish``'s argument."""
+_FLOAT = (oir.DataType.FLOAT,)
 
-    def __init__(self, model: Model, node: oir.Node) -> None:
+
+class NodeWriter:
+    """Puts nodes in the place of ``node``: what it computes of its first input is ``finish``'s argument.
+
+    That input is of one of ``types``, as far as its type is known.
+    """
+
+    def __init__(self, model: Model, node: oir.Node, types: tuple[oir.DataType, ...] = _FLOAT) -> None:
         self.model, self.node = model, node
         source = node.inputs[0] if node.inputs else None
         if source is None:
             raise InvalidModel("input 0 is missing", where=f"{node.op_type} '{node.name}'")
-        if source.dtype not in (None, oir.DataType.FLOAT):
+        if source.dtype not in (None, *types):
             raise UnsupportedModel(
                 f"it quantizes a {source.dtype} tensor",
                 where=f"{node.op_type} '{node.name}'",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import onnx_ir as oir
 
 from qat2int8.ir import Model
+from qat2int8.passes.paddle_ops import is_paddle
 from qat2int8.passes.raise_qoperators import QOPERATORS
 from qat2int8.passes.read_openvino_fake_quantize import OPENVINO_DOMAIN
 from qat2int8.passes.read_qonnx_quant import QONNX_DOMAINS
@@ -38,4 +39,6 @@ def _is_fake_quant(node: oir.Node) -> bool:
 
 
 def _is_foreign(node: oir.Node) -> bool:
-    return node.domain in QONNX_DOMAINS or (node.domain, node.op_type) == (OPENVINO_DOMAIN, "FakeQuantize")
+    if node.domain in QONNX_DOMAINS or is_paddle(node):
+        return True
+    return (node.domain, node.op_type) == (OPENVINO_DOMAIN, "FakeQuantize")

@@ -17,6 +17,7 @@ from qat2int8.ir.verify import VerifyLevel
 from qat2int8.passes import Context, Pass
 from qat2int8.passes.fake_quant import FakeQuant, fake_quants
 from qat2int8.passes.gather_output_scales import KEY
+from qat2int8.passes.paddle_ops import is_paddle
 from qat2int8.passes.raise_qoperators import QOPERATORS
 from qat2int8.passes.read_openvino_fake_quantize import OPENVINO_DOMAIN
 from qat2int8.passes.read_qonnx_quant import QONNX_DOMAINS
@@ -235,6 +236,8 @@ def _dialect(node: oir.Node) -> str:
         return "QONNX"
     if (node.domain, node.op_type) == (OPENVINO_DOMAIN, "FakeQuantize"):
         return "OpenVINO FakeQuantize"
+    if is_paddle(node):
+        return "Paddle fake quant"
     return ""
 
 

@@ -13,7 +13,7 @@ from qat2int8.pipelines.reference import ReadableSource
 from qat2int8.pipelines.shipped import load_pipeline
 
 HEADER = """<ir_version: 8, opset_import: ["" : 17, "qonnx.custom_op.general" : 2, "org.openvinotoolkit" : 1,
- "com.microsoft" : 1, "my" : 1]>"""
+ "com.microsoft" : 1, "my" : 1, "paddle" : 1]>"""
 
 
 def model_of(node: str) -> Model:
@@ -32,6 +32,9 @@ def model_of(node: str) -> Model:
         ("qonnx.custom_op.general.Trunc (x, s, s, s, s)", True, False),
         ("org.openvinotoolkit.FakeQuantize (x, s, s, s, s)", True, False),
         ("org.openvinotoolkit.Swish (x)", False, True),
+        ("paddle.fake_quantize_dequantize_moving_average_abs_max (x, s)", True, False),
+        ("my.dequantize_linear (x, s)", True, False),
+        ("paddle.hard_swish (x)", False, True),
         ("my.Quant (x, s, s, s)", False, True),
         ('Relu <out_threshold = 1.0, to = 1> (x)', True, True),
         ("Relu (x)", False, True),
@@ -88,13 +91,17 @@ OPENVINO = network(
     "org.openvinotoolkit.FakeQuantize <levels = 256> ({}, al, ah, al, ah)",
     "org.openvinotoolkit.FakeQuantize <levels = 255> ({}, wl, wh, wl, wh)",
 )
+PADDLE = network(
+    "paddle.fake_quantize_dequantize_moving_average_abs_max <round_type = 0> ({}, ah)",
+    "paddle.fake_quantize_dequantize_abs_max ({})",
+)
 
 
 def kernels(conversion: Conversion) -> list[str]:
     return sorted(set(conversion.after) - {"QuantizeLinear", "DequantizeLinear", "Clip"})
 
 
-@pytest.mark.parametrize("text", [QONNX, OPENVINO], ids=["qonnx", "openvino"])
+@pytest.mark.parametrize("text", [QONNX, OPENVINO, PADDLE], ids=["qonnx", "openvino", "paddle"])
 def test_a_dialect_no_runtime_loads_is_converted_and_measured(text: str) -> None:
     conversion = convert(parse(text).to_proto())
     assert not [finding for finding in conversion.diagnostics if finding.severity == "warning"]
