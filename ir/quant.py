@@ -82,6 +82,8 @@ UINT16 = QuantDType(16, signed=False)
 INT32 = QuantDType(32, signed=True)
 
 _GRIDS = {
+    oir.DataType.INT2: QuantDType(2, signed=True),
+    oir.DataType.UINT2: QuantDType(2, signed=False),
     oir.DataType.INT4: QuantDType(4, signed=True),
     oir.DataType.UINT4: QuantDType(4, signed=False),
     oir.DataType.INT8: INT8,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import onnx_ir as oir
 import onnx_ir.passes.common as common
 
 from qat2int8.ir import Code, Fact, Model, Severity
@@ -16,8 +17,9 @@ from qat2int8.passes.registry import register
 class Canonicalize(Pass):
     """Inline functions, lift constants to initializers, drop Identity nodes, infer shapes, name every node.
 
-    Initializers that are also graph inputs (the habit of IR version 3) are frozen: onnxruntime fuses nothing
-    that a caller could override.
+    Quantize and Dequantize of the domain com.microsoft become those of ONNX where both know the type: shape
+    inference ends at the former. Initializers that are also graph inputs (the habit of IR version 3) are frozen:
+    onnxruntime fuses nothing that a caller could override.
     """
 
     name = "canonicalize"
@@ -32,6 +34,7 @@ class Canonicalize(Pass):
         common.RemoveInitializersFromInputsPass()(model.ir)
         common.IdentityEliminationPass()(model.ir)
         common.TopologicalSortPass()(model.ir)
+        renamed = _rename_contrib(model)
         unknown = sum(out.shape is None for node in model.graph for out in node.outputs)
         common.ShapeInferencePass()(model.ir)
         unknown -= sum(out.shape is None for node in model.graph for out in node.outputs)
@@ -46,6 +49,7 @@ class Canonicalize(Pass):
             "constants lifted": constants - len(list(model.nodes("Constant"))),
             "identities removed": identities - len(list(model.nodes("Identity"))),
             "inputs frozen": len(frozen),
+            "quantizers renamed": renamed,
             "nodes named": named,
             "shapes inferred": unknown,
         }
@@ -60,3 +64,19 @@ class Canonicalize(Pass):
             for name in frozen
         )
         return PassResult(counts, notes)
+
+
+def _rename_contrib(model: Model) -> int:
+    """Move quantizers of 8 bits from com.microsoft to ONNX; returns how many."""
+    renamed = 0
+    for node in model.graph.all_nodes():
+        if node.domain != "com.microsoft" or node.op_type not in ("QuantizeLinear", "DequantizeLinear"):
+            continue
+        typed = node.inputs[2] if len(node.inputs) > 2 else None
+        if typed is None and node.op_type == "DequantizeLinear":
+            typed = node.inputs[0]
+        # A Quantize without zero point writes uint8 in both domains.
+        if typed is None or typed.dtype in (oir.DataType.UINT8, oir.DataType.INT8):
+            node.domain = ""
+            renamed += 1
+    return renamed

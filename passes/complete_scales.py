@@ -110,7 +110,7 @@ class _Completion:
         """Make sure that ``value``, which ``node`` reads or computes, has a grid; False when nothing bounds it."""
         if value in self.model.scales:
             return True
-        if value.is_graph_output():
+        if value.is_graph_output() or _has_other_grid(value):
             return False
         reader = self.layers.get(value)
         if reader is not None:
@@ -158,3 +158,8 @@ class _Completion:
             value=value.name or "",
             remedy="train with a fake quant on it",
         )
+
+
+def _has_other_grid(value: oir.Value) -> bool:
+    """Whether ``value`` was trained on a grid that no kernel computes, which 8 bits would silently replace."""
+    return any(use.node.op_type == "QuantizeLinear" for use in value.uses())

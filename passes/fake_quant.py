@@ -19,6 +19,7 @@ from qat2int8.ir import INT32, InvalidModel, Model, QuantDType, QuantParams
 
 _DOMAINS = ("", "com.microsoft")
 _DEFAULT_AXIS = 1
+_WIDE = 16
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,7 +44,7 @@ class FakeQuant:
     @property
     def is_bias(self) -> bool:
         """Whether the integers are 32 bits wide: accumulator levels of a bias, not a grid of their own."""
-        return self.params.dtype.bits > 8
+        return self.params.dtype == INT32
 
     @property
     def is_given(self) -> bool:
@@ -72,10 +73,13 @@ class _Unsupported(Exception):
         super().__init__(reason)
 
 
-def fake_quants(model: Model) -> Iterator[FakeQuant | Refusal]:
+def fake_quants(model: Model, *, widest: int = 8) -> Iterator[FakeQuant | Refusal]:
     """Every DequantizeLinear of the main graph, read as a fake quant or refused, in graph order.
 
     The graph is read as the iteration goes on, so a pass may remove what it was given before it asks for the next.
+
+    Args:
+        widest: how many bits a grid may have; kernels compute with 8.
 
     Raises:
         InvalidModel: a scale, zero point or axis is wrong.
@@ -85,17 +89,17 @@ def fake_quants(model: Model) -> Iterator[FakeQuant | Refusal]:
         if _depends_on_constants_only(node, constants):
             constants.update(node.outputs)
         if _is(node, "DequantizeLinear"):
-            yield recognise(model, node, constant=node.outputs[0] in constants)
+            yield recognise(model, node, constant=node.outputs[0] in constants, widest=widest)
 
 
-def recognise(model: Model, dequantize: oir.Node, *, constant: bool) -> FakeQuant | Refusal:
+def recognise(model: Model, dequantize: oir.Node, *, constant: bool, widest: int = 8) -> FakeQuant | Refusal:
     """Read ``source -> [QuantizeLinear] -> [Clip | Cast]* -> DequantizeLinear``, or say why that is not there.
 
     Raises:
         InvalidModel: a scale is not a positive number, or scale, zero point and axis do not fit the tensor.
     """
     try:
-        return _read(model, dequantize, constant)
+        return _read(model, dequantize, constant, widest)
     except _Unsupported as refused:
         output = dequantize.outputs[0]
         where = {"node": dequantize.name or "", "value": output.name or "", "remedy": refused.remedy}
@@ -150,7 +154,7 @@ def _depends_on_constants_only(node: oir.Node, constants: set[oir.Value]) -> boo
     return all(value in constants or _is_constant(value) for value in inputs)
 
 
-def _read(model: Model, dequantize: oir.Node, constant: bool) -> FakeQuant:
+def _read(model: Model, dequantize: oir.Node, constant: bool, widest: int) -> FakeQuant:
     links, integers = _links(dequantize)
     quantize = integers.producer()
     ends: tuple[oir.Node, ...] = (dequantize,)
@@ -169,8 +173,11 @@ def _read(model: Model, dequantize: oir.Node, constant: bool) -> FakeQuant:
     full = None if storage is None else QuantDType.of_storage(storage)
     if full is None:
         raise _Unsupported(f"its integers are of type {storage or 'unknown'}", "train with an 8-bit grid")
-    if full.bits != 8 and not (full == INT32 and source is integers):
-        raise _Unsupported(f"its grid is {full}, which no integer kernel computes", "train with an 8-bit grid")
+    if full.bits > widest and not (full == INT32 and source is integers):
+        remedy = "train with an 8-bit grid"
+        if full.bits == _WIDE:
+            remedy = "train with an 8-bit grid, or requantize it to one with --narrow-16-bit"
+        raise _Unsupported(f"its grid is {full}, which no integer kernel computes", remedy)
     shape = _shape(source)
     if shape is None:
         shape = _shape(dequantize.outputs[0])

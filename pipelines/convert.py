@@ -38,6 +38,7 @@ from qat2int8.pipelines.version import VERSION
 __all__ = ["Conversion", "convert"]
 
 _PLACEMENT = "insert-quantize-dequantize"
+_NARROWING = "narrow-wide-grids"
 _PIPELINE_KEY = "qat2int8.pipeline"
 _MISSING_SCALE = "error"
 _FIDELITY_SAMPLES = 16
@@ -186,6 +187,7 @@ def convert(
     quantize_ops: Sequence[str] = (),
     skip_nodes: Sequence[str] = (),
     on_missing_scale: str = _MISSING_SCALE,
+    narrow_16_bit: bool = False,
     options: Mapping[str, Mapping[str, Any]] | None = None,
     verify: VerifyLevel | str = VerifyLevel.CHECKER,
     observers: Sequence[Observer] = (),
@@ -199,6 +201,7 @@ def convert(
         quantize_ops: op types to quantize; empty means all that the target supports.
         skip_nodes: names or ``*`` patterns of nodes to leave in float.
         on_missing_scale: ``error`` or ``float``, for ops named in ``quantize_ops`` that lack a scale.
+        narrow_16_bit: put 16-bit grids, which no integer kernel computes, on 8-bit grids of the same range.
         options: further options of passes, by pass name.
         verify: what is checked after each pass: none, structure, checker or numeric.
         observers: see :mod:`qat2int8.pipelines.observers`.
@@ -224,6 +227,8 @@ def convert(
     overrides = {name: dict(fields) for name, fields in (options or {}).items()}
     if placement:
         overrides.setdefault(_PLACEMENT, {}).update(placement)
+    if narrow_16_bit:
+        overrides.setdefault(_NARROWING, {})["requantize"] = True
     if overrides:
         spec = spec.with_options(overrides)
 

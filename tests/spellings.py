@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 import onnx
@@ -149,17 +150,29 @@ U7 = {name: Grid(grid.scale * 2, grid.zero // 2, np.uint8, 0, 127) for name, gri
 """Seven bits in uint8."""
 
 
-def build(spelling: Spelling, grids: dict[str, Grid] = U8, *, per_tensor: bool = False) -> onnx.ModelProto:
-    """A residual block between two convolutions' worth of layers and a head, written as ``spelling`` does."""
+U4 = {name: Grid(grid.scale * 16, grid.zero // 16, np.uint8, 0, 15) for name, grid in U8.items()}
+"""Four bits in uint8."""
+
+
+def build(
+    spelling: Spelling, grids: dict[str, Grid] = U8, *, per_tensor: bool = False, highest: int = 127
+) -> onnx.ModelProto:
+    """A convolution, a residual one and a head, written as ``spelling`` does.
+
+    Args:
+        per_tensor: one step for each weight, as before opset 13.
+        highest: the largest level of a weight.
+    """
     rng = np.random.default_rng(7)
 
     def steps(count: int) -> Array:
         chosen = np.full(count, 2.0**-7) if per_tensor else 2.0 ** -rng.integers(6, 9, count)
+        chosen = chosen * (128 // (highest + 1))
         return np.asarray(chosen[0] if per_tensor else chosen, np.float32)
 
     def levels(*shape: int) -> Array:
-        drawn = np.clip(np.rint(rng.normal(0, 40, shape)), -127, 127)
-        drawn.reshape(shape[0], -1)[:, 0] = 127  # so that every channel spans its grid
+        drawn = np.clip(np.rint(rng.normal(0, highest / 3, shape)), -highest, highest)
+        drawn.reshape(shape[0], -1)[:, 0] = highest  # so that every channel spans its grid
         return drawn
 
     def bias(count: int) -> Array:
@@ -380,6 +393,43 @@ class UnsignedWeights(Spelling):
         return self.add("DequantizeLinear", [integers, self.parameter(steps), zeros], axis=axis)
 
 
+class NarrowTypes(Spelling):
+    """Weights of four or two bits in a type of their own (opset 21, 25)."""
+
+    storage: ClassVar[Any] = ml_dtypes.int4
+    quantized: ClassVar[bool] = False
+
+    def weight(self, levels: Array, steps: Array, axis: int) -> str:
+        zeros = self.parameter(np.zeros(steps.shape, self.storage))
+        if self.quantized:
+            spread = steps.reshape([-1 if index == axis else 1 for index in range(levels.ndim)])
+            weight = self.constant((levels * spread).astype(np.float32))
+            integers = self.add("QuantizeLinear", [weight, self.parameter(steps), zeros], axis=axis)
+        else:
+            integers = self.constant(levels.astype(self.storage))
+        return self.add("DequantizeLinear", [integers, self.parameter(steps), zeros], axis=axis)
+
+
+class QuantizedNarrowTypes(NarrowTypes):
+    """Float weights that are quantized to four bits."""
+
+    quantized = True
+
+
+class TwoBits(NarrowTypes):
+    storage = ml_dtypes.int2
+
+
+class Uint4(Spelling):
+    """Activations of four bits in a type of their own (opset 21)."""
+
+    def zero_point(self, array: Array) -> list[str]:
+        return super().zero_point(array if array.dtype == np.int8 else array.astype(ml_dtypes.uint4))
+
+    def between(self, integers: str, grid: Grid, tensor: str) -> str:
+        return integers
+
+
 class ClippedWeights(Spelling):
     """int8 behind a narrow Clip, as Brevitas writes it."""
 
@@ -421,6 +471,10 @@ class MatMulAndAdd(Spelling):
     def linear(self, tensor: str, levels: Array, steps: Array, bias: Array) -> str:
         weight = self.weight(np.ascontiguousarray(levels.T), steps, 1)
         return self.add("Add", [self.add("MatMul", [tensor, weight]), self.constant(bias)])
+
+
+class ContribMatMul(MatMulAndAdd, Contrib):
+    """Behind com.microsoft nothing tells the shape that the fusion of MatMul and Add asks for."""
 
 
 class BiasAfterwards(Spelling):
@@ -599,6 +653,7 @@ ALL: dict[str, tuple[Callable[[], Spelling], Family]] = {
     "output_type": (lambda: OutputType(21), S8),
     "contrib": (Contrib, U8),
     "contrib_signed": (Contrib, S8),
+    "contrib_matmul": (ContribMatMul, U8),
     "function": (Function, U8),
     "useless_clip": (UselessClip, U8),
     "clip": (Spelling, U7),

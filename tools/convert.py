@@ -62,6 +62,10 @@ def convert(
             help="Keep the zero point of uint8 weights that do not fit int8 around 0, at the cost of speed.",
         ),
     ] = False,
+    narrow_16_bit: Annotated[
+        bool,
+        typer.Option("--narrow-16-bit", help="Put 16-bit grids, which no kernel computes, on 8-bit grids."),
+    ] = False,
     fp32_out: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="Also write the float model: fake quants removed, layers fused."),
@@ -114,6 +118,7 @@ def convert(
             quantize_ops=[op.strip() for op in quantize_ops.split(",") if op.strip()],
             skip_nodes=skip_node or (),
             on_missing_scale=on_missing_scale,
+            narrow_16_bit=narrow_16_bit,
             options=_pass_options(relu_encoding, exact_weights=exact_weights),
             verify=verify,
             observers=observers,

@@ -373,7 +373,7 @@ def test_a_bias_with_a_zero_point_is_left_alone() -> None:
     assert "zero point" in refused(weight("d = DequantizeLinear (w, s, z)", inits=inits % 1)).reason
 
 
-def test_a_4_bit_weight_is_left_alone() -> None:
+def test_a_4_bit_weight_is_a_grid_of_4_bits() -> None:
     proto = weight(
         "d = DequantizeLinear (w, s)", inits="int8[2,3] w = {1,2,3,4,5,6}, float s = {1}", header=OPSET_21
     )
@@ -381,7 +381,8 @@ def test_a_4_bit_weight_is_left_alone() -> None:
     model = proto.to_proto()
     model.graph.initializer[0].CopyFrom(four)
     del model.graph.value_info[:]
-    assert "int4" in refused(Model.from_proto(model)).reason
+    fake = accepted(Model.from_proto(model))
+    assert (fake.params.dtype, fake.constant) == (QuantDType(4, signed=True), True)
 
 
 def test_what_only_constants_reach_is_a_weight_even_through_other_nodes() -> None:
