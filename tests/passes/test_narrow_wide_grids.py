@@ -3,6 +3,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import onnx
+import onnx_ir as oir
 import pytest
 from onnx import helper, numpy_helper
 from support import TARGET, apply, check_pass, parse, run
@@ -89,6 +90,8 @@ def test_the_grid_ends_where_it_did(
         step = (high - low) / levels
         assert float(fake.params.scale) == pytest.approx(step, rel=2e-3)
         after = run(model, {"x": X})[0]
+        signed = (low, high) == (-8.0, 8.0)
+        assert int(fake.params.zero_point) == (0 if signed else round(-low / step))
         within = (low < X) & (high > X)
         assert np.abs(after - before)[within].max() <= 0.51 * step
         # A symmetric grid has one level more below than above.
@@ -146,3 +149,14 @@ def test_one_tensor_is_reported_once() -> None:
     result = apply(NARROW, model)
     assert result.counts == {"narrowed": 2}
     assert len(result.diagnostics) == 1
+
+
+def test_shapes_behind_quantizers_of_onnxruntime_are_known_afterwards() -> None:
+    model = activation(0.001, 0, np.int16, opset=17)
+    quantized = model.graph[0].outputs[0]
+    assert quantized.shape is None
+    negated = oir.node("Neg", [model.graph.outputs[0]], name="n")
+    model.graph.append(negated)
+    negated.outputs[0].name = "v"
+    NARROW.run(model, CTX)
+    assert negated.outputs[0].shape == (4, 10)
