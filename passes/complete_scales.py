@@ -6,10 +6,11 @@ from dataclasses import dataclass
 
 import onnx_ir as oir
 
-from qat2int8.ir import Code, Contract, Diagnostic, Fact, Interval, Model, Provenance, Severity
+from qat2int8.ir import INT8, Code, Contract, Diagnostic, Fact, Interval, Model, Provenance, Severity
 from qat2int8.ir.ranges import Ranges
 from qat2int8.passes.base import Context, Numerics, Pass, PassResult
 from qat2int8.passes.demand import Demand
+from qat2int8.passes.fake_quant import stored_by
 from qat2int8.passes.kernels import Kernel, kernel_of
 from qat2int8.passes.registry import register
 from qat2int8.passes.scale_groups import layer_inputs, moved
@@ -110,7 +111,7 @@ class _Completion:
         """Make sure that ``value``, which ``node`` reads or computes, has a grid; False when nothing bounds it."""
         if value in self.model.scales:
             return True
-        if value.is_graph_output() or _has_other_grid(value):
+        if value.is_graph_output() or _has_wide_grid(value):
             return False
         reader = self.layers.get(value)
         if reader is not None:
@@ -160,6 +161,7 @@ class _Completion:
         )
 
 
-def _has_other_grid(value: oir.Value) -> bool:
-    """Whether ``value`` was trained on a grid that no kernel computes, which 8 bits would silently replace."""
-    return any(use.node.op_type == "QuantizeLinear" for use in value.uses())
+def _has_wide_grid(value: oir.Value) -> bool:
+    """Whether ``value`` was trained on more than 8 bits, which a derived grid would silently replace."""
+    stored = (stored_by(use.node) for use in value.uses() if use.node.op_type == "QuantizeLinear")
+    return any(dtype is not None and dtype.bitwidth > INT8.bits for dtype in stored)

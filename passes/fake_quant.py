@@ -73,13 +73,14 @@ class _Unsupported(Exception):
         super().__init__(reason)
 
 
-def fake_quants(model: Model, *, widest: int = 8) -> Iterator[FakeQuant | Refusal]:
+def fake_quants(model: Model, *, widest: int = 8, per_channel: bool = False) -> Iterator[FakeQuant | Refusal]:
     """Every DequantizeLinear of the main graph, read as a fake quant or refused, in graph order.
 
     The graph is read as the iteration goes on, so a pass may remove what it was given before it asks for the next.
 
     Args:
         widest: how many bits a grid may have; kernels compute with 8.
+        per_channel: whether an activation may have one step per channel; no kernel takes such a one.
 
     Raises:
         InvalidModel: a scale, zero point or axis is wrong.
@@ -89,17 +90,20 @@ def fake_quants(model: Model, *, widest: int = 8) -> Iterator[FakeQuant | Refusa
         if _depends_on_constants_only(node, constants):
             constants.update(node.outputs)
         if _is(node, "DequantizeLinear"):
-            yield recognise(model, node, constant=node.outputs[0] in constants, widest=widest)
+            constant = node.outputs[0] in constants
+            yield recognise(model, node, constant=constant, widest=widest, per_channel=per_channel)
 
 
-def recognise(model: Model, dequantize: oir.Node, *, constant: bool, widest: int = 8) -> FakeQuant | Refusal:
+def recognise(
+    model: Model, dequantize: oir.Node, *, constant: bool, widest: int = 8, per_channel: bool = False
+) -> FakeQuant | Refusal:
     """Read ``source -> [QuantizeLinear] -> [Clip | Cast]* -> DequantizeLinear``, or say why that is not there.
 
     Raises:
         InvalidModel: a scale is not a positive number, or scale, zero point and axis do not fit the tensor.
     """
     try:
-        return _read(model, dequantize, constant, widest)
+        return _read(model, dequantize, constant, widest, per_channel)
     except _Unsupported as refused:
         output = dequantize.outputs[0]
         where = {"node": dequantize.name or "", "value": output.name or "", "remedy": refused.remedy}
@@ -154,12 +158,12 @@ def _depends_on_constants_only(node: oir.Node, constants: set[oir.Value]) -> boo
     return all(value in constants or _is_constant(value) for value in inputs)
 
 
-def _read(model: Model, dequantize: oir.Node, constant: bool, widest: int) -> FakeQuant:
+def _read(model: Model, dequantize: oir.Node, constant: bool, widest: int, per_channel: bool) -> FakeQuant:
     links, integers = _links(dequantize)
     quantize = integers.producer()
     ends: tuple[oir.Node, ...] = (dequantize,)
     if quantize is not None and _is(quantize, "QuantizeLinear"):
-        source, storage = _quantized(quantize), _stored_by(quantize)
+        source, storage = _quantized(quantize), stored_by(quantize)
         ends = (quantize, dequantize)
     elif quantize is None and _is_constant(integers):
         source, storage = integers, integers.dtype
@@ -182,7 +186,7 @@ def _read(model: Model, dequantize: oir.Node, constant: bool, widest: int) -> Fa
     if shape is None:
         shape = _shape(dequantize.outputs[0])
     params = _agreed(model, ends, full, shape)
-    if params.per_channel and not constant:
+    if params.per_channel and not (constant or per_channel):
         raise _Unsupported(
             f"an activation has one scale per channel ({params.scale.size} on axis {params.axis})",
             "train activations per tensor",
@@ -219,7 +223,7 @@ def _quantized(quantize: oir.Node) -> oir.Value:
     return source
 
 
-def _stored_by(quantize: oir.Node) -> oir.DataType | None:
+def stored_by(quantize: oir.Node) -> oir.DataType | None:
     """The integer type a QuantizeLinear writes."""
     if len(quantize.inputs) > 2 and quantize.inputs[2] is not None:
         return quantize.inputs[2].dtype

@@ -83,6 +83,7 @@ class InsertQuantizeDequantize(Pass):
                 remedy=f"supported: {', '.join(sorted(ctx.target.ops))}",
             )
         placement = _Placement(self, model, ctx)
+        placement.note_weights_only()
         placement.choose()
         placement.note_dropped()
         placement.write()
@@ -100,6 +101,9 @@ class _Placement:
         """Tensors that a chosen kernel computes."""
         self.weights: dict[oir.Node, QuantParams] = {}
         """int8 grids of the weights of the chosen kernels."""
+        given = [value.is_initializer() for value in model.scales]
+        self.weights_only = bool(given) and all(given)
+        """Whether no activation has a grid, and weights have."""
         self.diagnostics: list[Diagnostic] = []
         self.counts: dict[str, int] = {}
         self.tensors: dict[oir.Value, QuantParams] = {}
@@ -164,6 +168,17 @@ class _Placement:
         for value, params in self.tensors.items():
             reads = None if value in self.computed else self._reads_integers
             writer.quantizer(value, params, reads, integer_clip=self.target.integer_clip)
+
+    def note_weights_only(self) -> None:
+        """Say once, instead of at every layer, that nothing but weights was fake quantized."""
+        if self.weights_only:
+            self.diagnostics.append(
+                self.owner.note(
+                    Code.SCALE_MISSING,
+                    "only weights were fake quantized: no activation has a grid, so every layer stays in float",
+                    remedy=_CALIBRATE,
+                )
+            )
 
     def note_dropped(self) -> None:
         """Say which trained grids take part in nothing: their tensors are read more finely than in training."""
@@ -446,6 +461,9 @@ class _Placement:
         if params is not None:
             return self._kept(kernel, f"{self.target.name} cannot hold its grid {params}", value=value)
         role = "weight" if value is kernel.weight else "output" if value is kernel.output else "input"
+        if self.weights_only:
+            reason = f"its {role} has no grid, as only weights were fake quantized"
+            return self._kept(kernel, reason, value=value, severity=Severity.NOTE, remedy=_CALIBRATE)
         return self._kept(kernel, f"its {role} has no grid", value=value, remedy="train with a fake quant on it")
 
     def _output_kept(self, kernel: Kernel) -> Diagnostic:
@@ -502,6 +520,8 @@ class _Placement:
 
 
 _INT8_TYPES = (INT8, QuantDType(8, signed=True, narrow_range=True))
+
+_CALIBRATE = "train with fake quant on activations too, or find their ranges on data"
 
 _SMALLEST_STEP = float(np.finfo(np.float32).tiny)
 """The step of a bias is a product of two steps and must not vanish."""

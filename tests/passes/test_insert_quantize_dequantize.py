@@ -938,3 +938,24 @@ def test_levels_are_cut_off_in_float_where_integers_cannot_be_clipped(target: st
             assert clips == [integer if integer_clip else oir.DataType.FLOAT]
             answers.append(run(model, feeds)[0])
         np.testing.assert_array_equal(*answers)
+
+
+def test_a_model_with_grids_on_weights_alone_is_told_so_once() -> None:
+    text = """g (float[2,3] x) => (float[2,3] y)
+    <float[3,3] a = {1,2,3,4,5,6,7,8,9}, float[3,3] b = {9,8,7,6,5,4,3,2,1}> {
+      [first] h = MatMul (x, a)
+      [second] y = MatMul (h, b)
+    }"""
+    for activation in (False, True):
+        model = parse(text)
+        for name in ("a", "b", *(["x"] if activation else [])):
+            model.scales.set(model.values()[name], W if name != "x" else S8)
+        result = InsertQuantizeDequantize().run(model, CONTEXT)
+        warned = [note for note in result.diagnostics if note.severity is Severity.WARNING]
+        if activation:
+            assert {note.node for note in warned} == {"second"}
+            continue
+        (note,) = warned
+        assert (note.code, note.node) == (Code.SCALE_MISSING, "")
+        assert "only weights were fake quantized" in note.reason
+        assert [note.node for note in result.diagnostics[1:]] == ["first", "second"]

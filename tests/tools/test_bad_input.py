@@ -168,12 +168,26 @@ def _sixteen_bits(dtype: type) -> Callable[[onnx.ModelProto], None]:
     return change
 
 
-def _four_bits(proto: onnx.ModelProto) -> None:
+def _steps_per_block(proto: onnx.ModelProto) -> None:
     proto.opset_import[0].version, proto.ir_version = 21, 10
     del proto.graph.node[:2]
     proto.graph.node[2].input[0] = "x"
-    (zero_point,) = (tensor for tensor in proto.graph.initializer if tensor.name == "wz")
-    zero_point.CopyFrom(helper.make_tensor("wz", TensorProto.INT4, [4], [0, 0, 0, 0]))
+    steps = (WEIGHT.shape[0], 1, *WEIGHT.shape[2:])
+    constant(proto, "ws", np.full(steps, 0.1))
+    constant(proto, "wz", np.zeros(steps), np.int8)
+    for node in proto.graph.node[:2]:
+        del node.attribute[:]
+        attributes = {"axis": 1, "block_size": WEIGHT.shape[1]}
+        node.attribute.extend(helper.make_attribute(key, value) for key, value in attributes.items())
+
+
+def _paddle_bits(proto: onnx.ModelProto) -> None:
+    proto.opset_import.append(helper.make_opsetid("paddle", 1))
+    fake = helper.make_node(
+        "fake_quantize_dequantize_moving_average_abs_max", ["x", "xs"], ["d"], domain="paddle", bit_length=4
+    )
+    del proto.graph.node[1]
+    proto.graph.node[0].CopyFrom(fake)
 
 
 CANNOT_BE_READ: list[tuple[str, Callable[[onnx.ModelProto], None], str]] = [
@@ -196,7 +210,8 @@ CANNOT_BE_READ: list[tuple[str, Callable[[onnx.ModelProto], None], str]] = [
     ("custom op", _custom_op, "com.example"),
     ("int16", _sixteen_bits(np.int16), "int16"),
     ("uint16", _sixteen_bits(np.uint16), "uint16"),
-    ("int4 weights", _four_bits, "int4"),
+    ("a step per block", _steps_per_block, "one scale per block"),
+    ("4 bits of paddle", _paddle_bits, "it has 4 bits, and only 8 are read"),
 ]
 
 
