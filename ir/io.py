@@ -112,6 +112,34 @@ def save_model(model: Model, path: str | os.PathLike[str], *, external_data: boo
         raise OutputError(f"cannot be written: {error.strerror or error}", where=str(path)) from error
 
 
+def write_file(path: str | os.PathLike[str], content: bytes) -> None:
+    """Write a file atomically: it is complete on disk before it takes its name.
+
+    Raises:
+        OutputError: the place cannot be written.
+    """
+    with replacing(path) as file:
+        file.write(content)
+
+
+@contextmanager
+def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
+    """A file to write to that takes the name ``path`` when the block ends well; else nothing has changed.
+
+    Raises:
+        OutputError: the place cannot be written.
+    """
+    path = Path(path)
+    check_output_path(path)
+    try:
+        with _temporary(path) as (file, temporary):
+            yield file
+            _flush(file)
+            os.replace(temporary, path)
+    except OSError as error:
+        raise OutputError(f"cannot be written: {error.strerror or error}", where=str(path)) from error
+
+
 def check_output_path(path: str | os.PathLike[str], *, source: str | os.PathLike[str] | None = None) -> None:
     """Whether a model can be written to ``path``, asked before the work starts.
 

@@ -23,15 +23,13 @@ from qat2int8.passes.read_openvino_fake_quantize import OPENVINO_DOMAIN
 from qat2int8.passes.read_qonnx_quant import QONNX_DOMAINS
 from qat2int8.passes.scale_groups import is_movement
 from qat2int8.pipelines.dialects import has_fake_quant
+from qat2int8.pipelines.front import gathering_passes, recovering_passes
 from qat2int8.pipelines.manager import PipelineRun, run_pipeline
-from qat2int8.pipelines.shipped import load_pipeline
-from qat2int8.pipelines.spec import Fixpoint, flatten
+from qat2int8.pipelines.spec import Fixpoint
 from qat2int8.pipelines.target_files import DEFAULT_TARGET, load_target
 
 __all__ = ["Form", "Inspection", "LayerCount", "Tensor", "inspect"]
 
-_PIPELINE = "qat-to-int8"
-_LAST_OF_FRONT = "gather-input-scales"
 _RECOVERY = "recover-weight-grids"
 _LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 _STAND_BETWEEN = ("BatchNormalization", "Relu", "Clip")
@@ -182,9 +180,8 @@ class _Reading:
         self.diagnostics: tuple[Diagnostic, ...] = ()
         self.problem = ""
         self._context = Context(load_target(DEFAULT_TARGET))
-        front, recovery = _halves()
         try:
-            run = self._run(model, front)
+            run = self._run(model, gathering_passes())
             fakes = [fake for fake in fake_quants(model) if isinstance(fake, FakeQuant)]
             self.forms = _forms(fakes)
             self.layers = _layers(model, fakes)
@@ -193,7 +190,7 @@ class _Reading:
             self.diagnostics = tuple(dict.fromkeys(run.diagnostics))
             counts = run.counts.get("read-primitive-fake-quant", {})
             self._count("float primitives", sum(counts.values()))
-            found = self._run(model, recovery, run.facts).counts.get(_RECOVERY, {})
+            found = self._run(model, recovering_passes(), run.facts).counts.get(_RECOVERY, {})
             self._count("weights on a grid, without nodes", sum(found.values()))
         except Qat2Int8Error as error:
             self.problem = str(error)
@@ -206,14 +203,6 @@ class _Reading:
     def _count(self, spelt: str, count: int) -> None:
         if count:
             self.dialects[spelt] = count
-
-
-def _halves() -> tuple[tuple[Pass, ...], tuple[Pass, ...]]:
-    """The passes that gather grids, and those that follow up to where weights without fake quant get theirs."""
-    passes = tuple(flatten(load_pipeline(_PIPELINE).build()))
-    names = [pass_.name for pass_ in passes]
-    middle, end = names.index(_LAST_OF_FRONT) + 1, names.index(_RECOVERY) + 1
-    return passes[:middle], passes[middle:end]
 
 
 def _all_nodes(model: Model) -> Iterator[oir.Node]:

@@ -20,6 +20,7 @@ import numpy as np
 import onnx
 import pytest
 import typer
+import yaml
 from support import REPOSITORY, parse
 from typer.testing import CliRunner
 
@@ -28,9 +29,15 @@ from qat2int8.ir import Code, Diagnostic, Fact, Model, OpRule, PipelineError, Qu
 from qat2int8.ir.io import save_model
 from qat2int8.passes import all_passes
 from qat2int8.pipelines.convert import Conversion
+from qat2int8.pipelines.data.options import FORMATS as DATA_FORMATS
+from qat2int8.pipelines.data.options import DataOptions
+from qat2int8.pipelines.data.options import parse as parse_data
 from qat2int8.pipelines.evaluation.metrics import METRICS
 from qat2int8.pipelines.shipped import load_pipeline, pipeline_names
 from qat2int8.pipelines.spec import PipelineSpec, flatten, option_fields
+from qat2int8.pipelines.tables import FORMATS as TABLE_FORMATS
+from qat2int8.pipelines.tables.json_table import read_json, write_json
+from qat2int8.pipelines.tables.tensorrt_cache import ALGORITHMS, read_tensorrt, write_tensorrt
 from qat2int8.pipelines.target_files import target_names
 from qat2int8.tools.cli import COMMANDS, app
 from qat2int8.tools.passes import meanings
@@ -124,18 +131,21 @@ def test_every_page_is_in_the_index() -> None:
 
 
 def test_the_commands_are_all_told_of() -> None:
-    assert [key.split()[1] for key in keys("pipelines.md", "commands") if key.startswith("qat2int8")] == list(
-        COMMANDS
-    )
+    told = [
+        key.removeprefix("qat2int8 ") for key in keys("pipelines.md", "commands") if key.startswith("qat2int8")
+    ]
+    assert len(told) == len(COMMANDS)
+    assert all(key.startswith(command) for key, command in zip(told, COMMANDS, strict=True))
 
 
 @pytest.mark.parametrize(("name", "command"), ALL_COMMANDS)
 def test_commands_and_options_in_the_documentation_exist(name: str, command: str) -> None:
-    group: Any = typer.main.get_command(app)
-    _, subcommand, *words = shlex.split(command)
-    assert subcommand in COMMANDS
-    known = {option for parameter in group.commands[subcommand].params for option in parameter.opts}
-    known |= {option for parameter in group.commands[subcommand].params for option in parameter.secondary_opts}
+    described: Any = typer.main.get_command(app)
+    _, *words = shlex.split(command)
+    while hasattr(described, "commands"):
+        described = described.commands[words.pop(0)]
+    known = {option for parameter in described.params for option in parameter.opts}
+    known |= {option for parameter in described.params for option in parameter.secondary_opts}
     used = {word.partition("=")[0] for word in words if word.startswith("-")}
     assert used <= known | {"--help", "-h"}
 
@@ -373,7 +383,7 @@ def test_the_keys_of_a_pipeline_file_are_all_told_of() -> None:
 
 
 def test_the_scale_table_is_read_as_shown() -> None:
-    (text,) = blocks("formats.md", "json")
+    text, _ = blocks("formats.md", "json")
     model = parse("g (float[2] x) => (float[2] y) { y = Neg (x) }")
     value = model.graph.inputs[0]
     value.name = "conv1.weight"
@@ -381,6 +391,45 @@ def test_the_scale_table_is_read_as_shown() -> None:
     assert isinstance(table[value], QuantParams)
     assert json.loads(table.to_json("0123456789abcdef")) == json.loads(text)
     assert keys("formats.md", "scale-table") == list(json.loads(text)["scales"]["conv1.weight"])
+
+
+def test_the_formats_of_tables_are_told_of_and_read_as_shown() -> None:
+    assert keys("formats.md", "table-formats") == list(TABLE_FORMATS)
+    _, ours = blocks("formats.md", "json")
+    assert keys("formats.md", "calibration-table") == list(json.loads(ours))
+    assert nested("formats.md", "calibration-table", "tensors") == list(json.loads(ours)["tensors"]["conv1"])
+    assert json.loads(write_json(read_json(ours))) == json.loads(ours)
+    (cache,) = (block for block in blocks("formats.md", "text") if block.startswith("TRT-"))
+    assert write_tensorrt(read_tensorrt(cache)) == cache
+    for theirs, algorithm in ALGORITHMS.items():
+        assert f"`{theirs}` is `{algorithm}`" in " ".join(read("formats.md").split())
+
+
+def test_the_formats_of_data_and_their_keys_are_told_of() -> None:
+    table = {row[0].strip("`"): re.findall(r"`(\w+)`", row[2]) for row in rows("formats.md", "data-formats")}
+    assert table == {name: list(own) for name, own in DATA_FORMATS.items()}
+    assert keys("formats.md", "data-keys") == [*DataOptions.model_fields]
+    (text,) = blocks("formats.md", "yaml")
+    assert DataOptions.model_validate(yaml.safe_load(text)).inputs == {"image": "x_test"}
+    (examples,) = (block for block in blocks("formats.md", "text") if block.startswith("digits.npz\n"))
+    assert [parse_data(line).path for line in examples.splitlines()] == [
+        "digits.npz",
+        "digits.npz",
+        "val/",
+        "data.yaml",
+        "my_package.data:batches",
+    ]
+
+
+def test_the_documents_of_table_are_told_of(tmp_path: Path) -> None:
+    path = tmp_path / "table.json"
+    extracted = invoke("table", "extract", str(QAT_MODEL), "-o", str(path))
+    common = keys("formats.md", "json-table")
+    assert set(extracted) == {*common, "model", "output", "lost"}
+    assert set(invoke("table", "show", str(path))) == {*common, "table"}
+    compared = invoke("table", "diff", str(path), str(path))
+    assert keys("formats.md", "json-table-diff") == list(compared)
+    assert nested("formats.md", "json-table-diff", "differences") == list(compared["differences"][0])
 
 
 def test_the_metadata_of_the_output_is_told_of() -> None:

@@ -23,6 +23,7 @@ from qat2int8.tools.inspect_model import inspect
 from qat2int8.tools.passes import passes
 from qat2int8.tools.pipelines import pipelines
 from qat2int8.tools.run import run
+from qat2int8.tools.table import convert_table, diff_tables, extract_table, merge_tables, show_table
 
 __all__ = ["COMMANDS", "app", "main"]
 
@@ -58,9 +59,31 @@ COMMANDS: dict[str, tuple[Callable[..., None], str, str]] = {
     ),
     "passes": (passes, "List the passes, or describe one.", "qat2int8 passes fuse-conv-bn"),
     "pipelines": (pipelines, "List the pipelines, or show one.", "qat2int8 pipelines qat-to-int8"),
+    "table show": (show_table, "Show a table.", "qat2int8 table show model.table.json"),
+    "table convert": (
+        convert_table,
+        "Write a table in another format.",
+        "qat2int8 table convert model.table.json --to tensorrt -o CalibrationTable",
+    ),
+    "table diff": (diff_tables, "Compare two tables.", "qat2int8 table diff one.json other.json --tolerance 0.05"),
+    "table merge": (
+        merge_tables,
+        "Merge the tables of parts of the data.",
+        "qat2int8 table merge shard1.json shard2.json -o all.json",
+    ),
+    "table extract": (
+        extract_table,
+        "Take the table out of a model.",
+        "qat2int8 table extract model_qat.onnx -o model.table.json",
+    ),
     "demo": (demo, "Convert and measure the bundled network.", "qat2int8 demo"),
 }
 """Every subcommand with its line in the list of commands and the example its help shows."""
+
+GROUPS: dict[str, str] = {
+    "table": "Show, convert, compare, merge and extract calibration tables, which hold the range of each tensor.",
+}
+"""The first words of commands that have two."""
 
 # Newer typer brings its own click, older ones use the installed one: this is the class of whichever it is.
 _ClickException: type[Exception] = typer.BadParameter.__mro__[2]
@@ -117,12 +140,14 @@ def _presentable(error: Exception) -> Exception:
     return shown
 
 
+_HELP = {"help_option_names": ["-h", "--help"]}
+
 app = typer.Typer(
     cls=_Group,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
-    context_settings={"help_option_names": ["-h", "--help"]},
+    context_settings=_HELP,
 )
 
 
@@ -146,8 +171,15 @@ def front(
         typer.echo(context.get_help())
 
 
+_apps = {"": app}
 for _name, (_function, _summary, _example) in COMMANDS.items():
-    app.command(_name, short_help=_summary, epilog=f"\b\nExample: {_example}")(_function)
+    _first, _, _last = _name.rpartition(" ")
+    if _first not in _apps:
+        _apps[_first] = typer.Typer(
+            help=GROUPS[_first], no_args_is_help=True, rich_markup_mode=None, context_settings=_HELP
+        )
+        app.add_typer(_apps[_first], name=_first)
+    _apps[_first].command(_last, short_help=_summary, epilog=f"\b\nExample: {_example}")(_function)
 
 
 def main() -> None:

@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 
 from qat2int8.ir import DataError
 
-__all__ = ["CalibrationTable", "Combine", "Difference", "Entry", "diff", "merge"]
+__all__ = ["CalibrationTable", "Combine", "Difference", "Entry", "algorithm_name", "diff", "merge"]
 
 
 @dataclass(frozen=True)
@@ -64,6 +64,11 @@ class CalibrationTable:
     origin: str = ""
 
 
+def algorithm_name(text: str) -> str:
+    """The algorithm without its options: ``percentile`` of ``percentile{percent=99.9}``."""
+    return text.partition("{")[0]
+
+
 Combine: TypeAlias = Callable[[str, Sequence[Any]], Entry]
 """From an algorithm and the statistics of one tensor in each table to the entry of all together."""
 
@@ -71,10 +76,13 @@ _UNIONS = ("minmax", "direct")
 """The range of the whole is the union of the ranges of its parts: no statistics are needed."""
 
 
-def merge(tables: Sequence[CalibrationTable], *, combine: Combine | None = None) -> CalibrationTable:
+def merge(
+    tables: Sequence[CalibrationTable], *, combine: Combine | None = None, names: Sequence[str] = ()
+) -> CalibrationTable:
     """The table of all samples, from tables of disjoint parts of them; the order makes no difference.
 
     Args:
+        names: what the tables are called in errors; their numbers if not given.
         combine: merges statistics; without it only algorithms whose ranges are unions can be merged.
 
     Raises:
@@ -83,21 +91,24 @@ def merge(tables: Sequence[CalibrationTable], *, combine: Combine | None = None)
     if not tables:
         raise DataError("there are no tables to merge")
     first = tables[0]
-    for index, table in enumerate(tables[1:], 2):
+    names = names or [f"table {number}" for number in range(1, len(tables) + 1)]
+    for index, table in enumerate(tables[1:], 1):
         for what, one, other in (
             ("algorithm", first.algorithm, table.algorithm),
             ("model", first.model_digest, table.model_digest),
         ):
             if one != other:
                 raise DataError(
-                    f"tables 1 and {index} differ in the {what}: '{one}' and '{other}'",
+                    f"{names[0]} and {names[index]} differ in the {what}: '{one}' and '{other}'",
                     remedy="merge tables of one model and one algorithm",
                 )
         odd = sorted(first.entries.keys() ^ table.entries.keys())
         if odd:
-            holder = "1" if odd[0] in first.entries else str(index)
+            holder, other_name = names[0], names[index]
+            if odd[0] in table.entries:
+                holder, other_name = other_name, holder
             raise DataError(
-                f"tensor '{odd[0]}' is in table {holder} only, of tables 1 and {index}",
+                f"tensor '{odd[0]}' is in {holder}, not in {other_name}",
                 remedy="merge tables of the same tensors",
             )
     entries = {}
@@ -119,7 +130,7 @@ def _merged(name: str, algorithm: str, parts: Sequence[Entry], combine: Combine 
         return parts[0]
     if combine is not None and all(part.statistics is not None for part in parts):
         return combine(algorithm, [part.statistics for part in parts])
-    if algorithm in _UNIONS and all(part.statistics is None for part in parts):
+    if algorithm_name(algorithm) in _UNIONS and all(part.statistics is None for part in parts):
         return Entry(
             min(part.lo for part in parts), max(part.hi for part in parts), max(part.amax for part in parts)
         )

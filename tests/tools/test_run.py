@@ -257,12 +257,12 @@ def test_an_interrupt_ends_with_130(model: Path) -> None:
 def test_without_a_command_the_help_is_shown() -> None:
     result = invoke()
     assert result.exit_code == 0
-    assert all(command in result.stdout for command in COMMANDS)
+    assert all(command.split()[0] in result.stdout for command in COMMANDS)
 
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_has_help_with_an_example_and_the_common_flags(command: str) -> None:
-    result = invoke(command, "--help")
+    result = invoke(*command.split(), "--help")
     assert result.exit_code == 0
     shown = " ".join(result.stdout.split())
     assert f"Example: qat2int8 {command}" in shown

@@ -32,8 +32,8 @@ def test_statistics_are_combined() -> None:
     [
         (table("entropy", a=Entry(0, 1, 1)), "differ in the algorithm: 'minmax' and 'entropy'"),
         (table(model="n", a=Entry(0, 1, 1)), "differ in the model: 'm' and 'n'"),
-        (table(b=Entry(0, 1, 1)), "tensor 'a' is in table 1 only"),
-        (table(a=Entry(0, 1, 1), b=Entry(0, 1, 1)), "tensor 'b' is in table 2 only"),
+        (table(b=Entry(0, 1, 1)), "tensor 'a' is in table 1, not in table 2"),
+        (table(a=Entry(0, 1, 1), b=Entry(0, 1, 1)), "tensor 'b' is in table 2, not in table 1"),
     ],
 )
 def test_what_cannot_be_merged(other: CalibrationTable, says: str) -> None:
