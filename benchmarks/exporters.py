@@ -22,7 +22,7 @@ from stopwatch import session
 from qat2int8 import convert
 from qat2int8.ir.errors import Qat2Int8Error
 from qat2int8.passes.paddle_ops import is_paddle
-from qat2int8.passes.raise_qoperators import QOPERATORS
+from qat2int8.passes.qoperators import QOPERATORS
 from qat2int8.passes.read_openvino_fake_quantize import OPENVINO_DOMAIN
 from qat2int8.passes.read_qonnx_quant import QONNX_DOMAINS
 from qat2int8.pipelines.convert import Conversion

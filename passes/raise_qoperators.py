@@ -14,6 +14,7 @@ import onnx_ir.passes.common as common
 from qat2int8.ir import Code, Diagnostic, InvalidModel, Model
 from qat2int8.passes.base import Context, Numerics, Pass, PassResult
 from qat2int8.passes.fake_quant import drop_unused_initializers
+from qat2int8.passes.qoperators import QOperator, qoperator_of
 from qat2int8.passes.registry import register
 
 
@@ -38,12 +39,12 @@ class RaiseQoperators(Pass):
         raised, notes, parameters = 0, list[Diagnostic](), list[oir.Value]()
         made: dict[tuple[object, ...], oir.Value] = {}
         for node in model.nodes():
-            rule = _RULES.get((node.domain, node.op_type))
-            if rule is None:
+            operator = qoperator_of(node)
+            if operator is None:
                 continue
             inputs = [value for value in node.inputs if value is not None]
             try:
-                rule(_Raising(model, node, made))
+                _RULES.get(operator.op_type, _plain)(_Raising(model, node, operator, made))
             except _Kept as reason:
                 note = self.note(
                     Code.UNSUPPORTED_OP,
@@ -83,8 +84,10 @@ class _Raising:
     ``made`` holds what nodes share: tensors in float by their integers and grid, scalars by their parameter.
     """
 
-    def __init__(self, model: Model, node: oir.Node, made: dict[tuple[object, ...], oir.Value]) -> None:
-        self.model, self.node, self._made = model, node, made
+    def __init__(
+        self, model: Model, node: oir.Node, operator: QOperator, made: dict[tuple[object, ...], oir.Value]
+    ) -> None:
+        self.model, self.node, self.operator, self._made = model, node, operator, made
         self._name = node.outputs[0].name or node.name or "raised"
 
     def optional(self, index: int) -> oir.Value | None:
@@ -96,13 +99,14 @@ class _Raising:
             raise InvalidModel(f"input {index} is missing", where=f"{self.node.op_type} '{self.node.name}'")
         return value
 
-    def operand(self, data: int, scale: int, zero_point: int, *, axis: int | None = None) -> _Operand:
-        """The operand at these three inputs, which may have one scale per channel when ``axis`` says of which.
+    def operand(self, index: int, *, axis: int | None = None) -> _Operand:
+        """The operand at this place, which may have one scale per channel when ``axis`` says of which.
 
         An axis counted from the back needs a tensor of known rank.
         """
-        integers, zero = self.required(data), self.optional(zero_point)
-        steps = self._constant(self.required(scale))
+        slots = self.operator.operands_of(self.node)[index]
+        integers, zero = self.required(slots.data), self.optional(slots.zero_point)
+        steps = self._constant(self.required(slots.scale))
         zeros = None if zero is None else self._constant(zero)
         size = max(steps.size, 1 if zeros is None else zeros.size)
         if size == 1:
@@ -114,12 +118,12 @@ class _Raising:
             steps = np.broadcast_to(steps.reshape(-1), (size,))
             if zeros is not None:
                 zeros = np.broadcast_to(zeros.reshape(-1), (size,))
-        key = (integers, self.required(scale), zero, axis)
+        key = (integers, self.required(slots.scale), zero, axis)
         return _Operand(integers, steps.astype(np.float32), zeros, axis, key)
 
-    def bias(self, index: int, left: _Operand, right: _Operand, *, factor: float = 1.0) -> _Operand | None:
-        """The int32 bias at an input: levels of the accumulator, whose last axis are the channels."""
-        integers = self.optional(index)
+    def bias(self, left: _Operand, right: _Operand, *, factor: float = 1.0) -> _Operand | None:
+        """The int32 bias: levels of the accumulator, whose last axis are the channels."""
+        integers = None if self.operator.bias is None else self.optional(self.operator.bias)
         if integers is None:
             return None
         scale = (left.scale * right.scale * np.float32(factor)).astype(np.float32)
@@ -129,9 +133,15 @@ class _Raising:
             raise _Kept(f"its bias '{integers.name}' has not one element per channel")
         return _Operand(integers, scale, None, axis, (integers, left.key, right.key, factor))
 
-    def result(self, scale: int, zero_point: int, operand: _Operand) -> tuple[oir.Value, oir.Value]:
-        """Scale and zero point of the output, of the type of ``operand`` where no zero point is given."""
-        steps, zero = self.required(scale), self.optional(zero_point)
+    def result(self, operand: _Operand) -> tuple[oir.Value, oir.Value] | None:
+        """Scale and zero point of the output, of the type of ``operand`` where no zero point is given.
+
+        None for an output in float.
+        """
+        slots = self.operator.result
+        if slots is None or (self.operator.float_result and self.optional(slots[0]) is None):
+            return None
+        steps, zero = self.required(slots[0]), self.optional(slots[1])
         if self._constant(steps).size != 1:
             raise _Kept("its result has one scale per channel")
         if zero is not None:
@@ -157,9 +167,11 @@ class _Raising:
             self._made[operand.key] = value
         return self._made[operand.key]
 
-    def attributes(self, *names: str) -> list[oir.Attr]:
+    @property
+    def attributes(self) -> list[oir.Attr]:
         """Those of the node's attributes that the float operator has too."""
-        return [self.node.attributes[name] for name in names if name in self.node.attributes]
+        given = self.node.attributes
+        return [given[name] for name in self.operator.attributes if name in given]
 
     def write(
         self, op_type: str, inputs: Sequence[oir.Value], name: str = "", *, attributes: Sequence[oir.Attr] = ()
@@ -209,57 +221,41 @@ class _Raising:
 
 
 def _conv(raising: _Raising) -> None:
-    data, weight = raising.operand(0, 1, 2), raising.operand(3, 4, 5, axis=0)
-    bias, grid = raising.bias(8, data, weight), raising.result(6, 7, data)
+    data, weight = raising.operand(0), raising.operand(1, axis=0)
+    bias, grid = raising.bias(data, weight), raising.result(data)
     inputs = [raising.dequantize(operand) for operand in (data, weight, bias) if operand is not None]
-    attributes = raising.attributes("auto_pad", "dilations", "group", "kernel_shape", "pads", "strides")
-    raising.finish(raising.write("Conv", inputs, attributes=attributes), grid)
+    raising.finish(raising.write("Conv", inputs, attributes=raising.attributes), grid)
 
 
 def _matmul(raising: _Raising) -> None:
-    left, right = raising.operand(0, 1, 2), raising.operand(3, 4, 5, axis=-1)
-    grid = raising.result(6, 7, left)
-    inputs = [raising.dequantize(left), raising.dequantize(right)]
-    raising.finish(raising.write("MatMul", inputs), grid)
-
-
-def _matmul_to_float(raising: _Raising) -> None:
-    left, right = raising.operand(0, 2, 4), raising.operand(1, 3, 5, axis=-1)
+    left, right = raising.operand(0), raising.operand(1, axis=-1)
+    grid = raising.result(left)
+    bias = None if raising.operator.float_bias is None else raising.optional(raising.operator.float_bias)
     product = raising.write("MatMul", [raising.dequantize(left), raising.dequantize(right)])
-    bias = raising.optional(6)
-    raising.finish(product if bias is None else raising.write("Add", [product, bias]), None)
+    raising.finish(product if bias is None else raising.write("Add", [product, bias]), grid)
 
 
 def _gemm(raising: _Raising) -> None:
     transposed = raising.node.attributes.get_int("transB", 0)
     alpha = raising.node.attributes.get_float("alpha", 1.0)
-    left, right = raising.operand(0, 1, 2), raising.operand(3, 4, 5, axis=0 if transposed else 1)
-    bias = raising.bias(6, left, right, factor=alpha)
-    grid = None if raising.optional(7) is None else raising.result(7, 8, left)
+    left, right = raising.operand(0), raising.operand(1, axis=0 if transposed else 1)
+    bias, grid = raising.bias(left, right, factor=alpha), raising.result(left)
     inputs = [raising.dequantize(operand) for operand in (left, right, bias) if operand is not None]
-    attributes = raising.attributes("alpha", "transA", "transB")
-    raising.finish(raising.write("Gemm", inputs, attributes=attributes), grid)
+    raising.finish(raising.write("Gemm", inputs, attributes=raising.attributes), grid)
 
 
-def _binary(op_type: str) -> Callable[[_Raising], None]:
-    def rule(raising: _Raising) -> None:
-        left, right = raising.operand(0, 1, 2), raising.operand(3, 4, 5)
-        grid = raising.result(6, 7, left)
-        raising.finish(raising.write(op_type, [raising.dequantize(left), raising.dequantize(right)]), grid)
-
-    return rule
-
-
-def _unary(op_type: str, *attributes: str) -> Callable[[_Raising], None]:
-    def rule(raising: _Raising) -> None:
-        if raising.node.attributes.get_int("channels_last", 0):
-            raise _Kept("its channels are the last axis")
-        data = raising.operand(0, 1, 2)
-        grid = raising.result(3, 4, data)
-        given = raising.attributes(*attributes)
-        raising.finish(raising.write(op_type, [raising.dequantize(data)], attributes=given), grid)
-
-    return rule
+def _plain(raising: _Raising) -> None:
+    """Operators whose operands have one scale each, and nothing else."""
+    if raising.node.attributes.get_int("channels_last", 0):
+        raise _Kept("its channels are the last axis")
+    operands = [raising.operand(index) for index in range(len(raising.operator.operands_of(raising.node)))]
+    if not operands:
+        raise InvalidModel("has no tensors", where=f"{raising.node.op_type} '{raising.node.name}'")
+    grid = raising.result(operands[0])
+    inputs = [raising.dequantize(operand) for operand in operands]
+    if raising.operator.condition is not None:
+        inputs.insert(0, raising.required(raising.operator.condition))
+    raising.finish(raising.write(raising.operator.float_op, inputs, attributes=raising.attributes), grid)
 
 
 def _softmax(raising: _Raising) -> None:
@@ -268,37 +264,17 @@ def _softmax(raising: _Raising) -> None:
     # Before opset 13 all axes from this one on were one; from 13 on it is only this one.
     if not last and (raising.node.attributes.get_int("opset", 0) < 13 or raising.model.opset < 13):
         raise _Kept("it flattens its input, as Softmax did before opset 13")
-    data = raising.operand(0, 1, 2)
-    grid = raising.result(3, 4, data)
+    data = raising.operand(0)
+    grid = raising.result(data)
     given = [oir.AttrInt64("axis", axis)]
     raising.finish(raising.write("Softmax", [raising.dequantize(data)], attributes=given), grid)
 
 
-def _concat(raising: _Raising) -> None:
-    operands = [raising.operand(at, at + 1, at + 2) for at in range(2, len(raising.node.inputs), 3)]
-    if not operands:
-        raise InvalidModel("has no tensors", where=f"QLinearConcat '{raising.node.name}'")
-    grid = raising.result(0, 1, operands[0])
-    inputs = [raising.dequantize(operand) for operand in operands]
-    raising.finish(raising.write("Concat", inputs, attributes=raising.attributes("axis")), grid)
-
-
-_POOL = ("auto_pad", "ceil_mode", "count_include_pad", "kernel_shape", "pads", "strides")
-
-_RULES: dict[tuple[str, str], Callable[[_Raising], None]] = {
-    ("", "QLinearConv"): _conv,
-    ("", "QLinearMatMul"): _matmul,
-    ("com.microsoft", "MatMulIntegerToFloat"): _matmul_to_float,
-    ("com.microsoft", "QGemm"): _gemm,
-    ("com.microsoft", "QLinearAdd"): _binary("Add"),
-    ("com.microsoft", "QLinearAveragePool"): _unary("AveragePool", *_POOL),
-    ("com.microsoft", "QLinearConcat"): _concat,
-    ("com.microsoft", "QLinearGlobalAveragePool"): _unary("GlobalAveragePool"),
-    ("com.microsoft", "QLinearLeakyRelu"): _unary("LeakyRelu", "alpha"),
-    ("com.microsoft", "QLinearMul"): _binary("Mul"),
-    ("com.microsoft", "QLinearSigmoid"): _unary("Sigmoid"),
-    ("com.microsoft", "QLinearSoftmax"): _softmax,
+_RULES: dict[str, Callable[[_Raising], None]] = {
+    "QLinearConv": _conv,
+    "QLinearMatMul": _matmul,
+    "MatMulIntegerToFloat": _matmul,
+    "QGemm": _gemm,
+    "QLinearSoftmax": _softmax,
 }
-
-QOPERATORS = frozenset(_RULES)
-"""What is raised, by domain and op type."""
+"""Those that are more than :func:`_plain`."""

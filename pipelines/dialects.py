@@ -6,7 +6,7 @@ import onnx_ir as oir
 
 from qat2int8.ir import Model
 from qat2int8.passes.paddle_ops import is_paddle
-from qat2int8.passes.raise_qoperators import QOPERATORS
+from qat2int8.passes.qoperators import QOPERATORS
 from qat2int8.passes.read_openvino_fake_quantize import OPENVINO_DOMAIN
 from qat2int8.passes.read_qonnx_quant import QONNX_DOMAINS
 

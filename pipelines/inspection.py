@@ -18,7 +18,7 @@ from qat2int8.passes import Context, Pass
 from qat2int8.passes.fake_quant import FakeQuant, fake_quants
 from qat2int8.passes.gather_output_scales import KEY
 from qat2int8.passes.paddle_ops import is_paddle
-from qat2int8.passes.raise_qoperators import QOPERATORS
+from qat2int8.passes.qoperators import QOPERATORS
 from qat2int8.passes.read_openvino_fake_quantize import OPENVINO_DOMAIN
 from qat2int8.passes.read_qonnx_quant import QONNX_DOMAINS
 from qat2int8.passes.scale_groups import is_movement

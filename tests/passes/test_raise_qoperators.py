@@ -54,6 +54,7 @@ FEEDS = {
     "n": RNG.integers(-128, 128, (1, 2, 6, 6)).astype(np.int8),
     "a": RNG.integers(0, 256, (3, 6)).astype(np.uint8),
     "r": np.array(0.05, np.float32),
+    "mask": RNG.integers(0, 2, (1, 1, 6, 6)).astype(bool),
 }
 
 
@@ -155,6 +156,7 @@ CONV = {"pads": [1, 1, 1, 1], "strides": [2, 2]}
         ("QLinearSoftmax x s z tiny k0", {"axis": 1, "opset": 13}),
         ("QLinearSoftmax x s z tiny k0", {"axis": 3, "opset": 11}),
         ("QLinearConcat o k x s z v t k c s k", {"axis": 1}),
+        ("QLinearWhere mask x s z v t k o k", {}),
     ],
 )
 def test_every_operator_computes_what_it_did(text: str, attributes: dict[str, Any]) -> None:
