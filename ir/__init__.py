@@ -28,7 +28,7 @@ from qat2int8.ir.quant import (
     QuantParams,
 )
 from qat2int8.ir.scale_table import ScaleTable, TrainedTensor
-from qat2int8.ir.target import Contract, OpRule, Target
+from qat2int8.ir.target import Contract, Format, OpRule, Target
 from qat2int8.ir.text import text_diff, to_text
 from qat2int8.ir.verify import VerifyLevel, verify
 
@@ -46,6 +46,7 @@ __all__ = [
     "Diagnostic",
     "Fact",
     "FloatArray",
+    "Format",
     "IntArray",
     "Interval",
     "InvalidModel",

@@ -9,6 +9,7 @@ from typing import Literal
 
 import numpy as np
 
+from qat2int8.ir.errors import PipelineError
 from qat2int8.ir.interval import Interval
 from qat2int8.ir.quant import INT8, UINT8, Provenance, QuantDType, QuantParams
 
@@ -22,6 +23,15 @@ class Contract(StrEnum):
     """Every input and the output on grids of their own: Add, Mul, Concat, GlobalAveragePool."""
     MOVEMENT = "movement"
     """Moves or selects elements: runs on the integers themselves, input and output share one grid."""
+
+
+class Format(StrEnum):
+    """How a model says that it computes on integers."""
+
+    QDQ = "qdq"
+    """Float operators between Dequantize and Quantize, which the runtime makes integer kernels of."""
+    QOPERATOR = "qoperator"
+    """The operators of onnxruntime that compute on integers: QLinearConv, QGemm and the like."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +59,7 @@ class Target:
 
     Without ``integer_clip`` levels at the ends of a grid cannot be cut off between Quantize and Dequantize, and a
     float Clip in front does it. ``rewrites`` names the passes, among those that pay on some runtimes only, that
-    run for this one.
+    run for this one, and ``formats`` the forms of a model that the runtime reads.
     """
 
     name: str
@@ -65,6 +75,19 @@ class Target:
     integer_clip: bool = True
     rewrites: tuple[str, ...] = ()
     ops: Mapping[str, OpRule] = field(default_factory=dict)
+    formats: tuple[Format, ...] = (Format.QDQ,)
+
+    def check_format(self, wanted: Format) -> None:
+        """Raise when the runtime does not read models of this format.
+
+        Raises:
+            PipelineError: names the formats it reads.
+        """
+        if wanted not in self.formats:
+            raise PipelineError(
+                f"{self.name} does not read the format {wanted}",
+                remedy=f"it reads {' and '.join(self.formats)}",
+            )
 
     @property
     def activation_dtype(self) -> QuantDType:

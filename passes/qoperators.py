@@ -28,7 +28,7 @@ class QOperator:
     Attributes:
         domain, op_type: its name.
         float_op: the ONNX op of which it is the integer form.
-        operands: its integer tensors, in the order of the float op's inputs; see :meth:`operands_of`.
+        operands: its integer tensors, in the order of the float op's inputs; none: as many as one likes.
         result: inputs with scale and zero point of what it writes; None when it always ends in float.
         float_result: whether it can end in float.
         bias: the input with an int32 bias, whose step is the product of the operands' steps.
@@ -48,9 +48,24 @@ class QOperator:
     condition: int | None = None
     attributes: tuple[str, ...] = ()
 
+    def weight_axis(self, node: oir.Node) -> int | None:
+        """Along which axis the second operand of ``node`` may have a scale per channel; -1 is the last one."""
+        match self.float_op:
+            case "Conv":
+                return 0
+            case "MatMul":
+                return -1
+            case "Gemm":
+                return 0 if node.attributes.get_int("transB", 0) else 1
+        return None
+
+    def places(self, count: int) -> tuple[Operand, ...]:
+        """:attr:`operands`; of an operator with as many as one likes, the first ``count``."""
+        return self.operands or tuple(Operand(at, at + 1, at + 2) for at in range(2, 2 + 3 * count, 3))
+
     def operands_of(self, node: oir.Node) -> tuple[Operand, ...]:
-        """:attr:`operands`, which of a QLinearConcat are as many as ``node`` has."""
-        return self.operands or tuple(Operand(at, at + 1, at + 2) for at in range(2, len(node.inputs), 3))
+        """The places of the operands that ``node`` has."""
+        return self.places(-(-(len(node.inputs) - 2) // 3))
 
 
 _ONE, _OTHER = Operand(0, 1, 2), Operand(3, 4, 5)

@@ -99,11 +99,9 @@ class _Raising:
             raise InvalidModel(f"input {index} is missing", where=f"{self.node.op_type} '{self.node.name}'")
         return value
 
-    def operand(self, index: int, *, axis: int | None = None) -> _Operand:
-        """The operand at this place, which may have one scale per channel when ``axis`` says of which.
-
-        An axis counted from the back needs a tensor of known rank.
-        """
+    def operand(self, index: int) -> _Operand:
+        """The operand at this place; the second of a layer may have one scale per channel."""
+        axis = self.operator.weight_axis(self.node) if index == 1 else None
         slots = self.operator.operands_of(self.node)[index]
         integers, zero = self.required(slots.data), self.optional(slots.zero_point)
         steps = self._constant(self.required(slots.scale))
@@ -221,14 +219,14 @@ class _Raising:
 
 
 def _conv(raising: _Raising) -> None:
-    data, weight = raising.operand(0), raising.operand(1, axis=0)
+    data, weight = raising.operand(0), raising.operand(1)
     bias, grid = raising.bias(data, weight), raising.result(data)
     inputs = [raising.dequantize(operand) for operand in (data, weight, bias) if operand is not None]
     raising.finish(raising.write("Conv", inputs, attributes=raising.attributes), grid)
 
 
 def _matmul(raising: _Raising) -> None:
-    left, right = raising.operand(0), raising.operand(1, axis=-1)
+    left, right = raising.operand(0), raising.operand(1)
     grid = raising.result(left)
     bias = None if raising.operator.float_bias is None else raising.optional(raising.operator.float_bias)
     product = raising.write("MatMul", [raising.dequantize(left), raising.dequantize(right)])
@@ -236,9 +234,8 @@ def _matmul(raising: _Raising) -> None:
 
 
 def _gemm(raising: _Raising) -> None:
-    transposed = raising.node.attributes.get_int("transB", 0)
     alpha = raising.node.attributes.get_float("alpha", 1.0)
-    left, right = raising.operand(0), raising.operand(1, axis=0 if transposed else 1)
+    left, right = raising.operand(0), raising.operand(1)
     bias, grid = raising.bias(left, right, factor=alpha), raising.result(left)
     inputs = [raising.dequantize(operand) for operand in (left, right, bias) if operand is not None]
     raising.finish(raising.write("Gemm", inputs, attributes=raising.attributes), grid)

@@ -19,10 +19,11 @@ import onnxruntime as ort
 
 from qat2int8.ir import Model, Target
 from qat2int8.ir.verify import weightless
+from qat2int8.passes.qoperators import qoperator_of
 from qat2int8.pipelines.sessions import ModelFile, deployed_session
 from qat2int8.pipelines.target_files import DEFAULT_TARGET, load_target
 
-__all__ = ["Certificate", "NodeRecord", "certify"]
+__all__ = ["Certificate", "NodeRecord", "certify", "layer_of"]
 
 INTEGER_KERNELS = frozenset(
     {
@@ -64,7 +65,7 @@ _TOKEN = re.compile(r"_token_\d+$")
 
 @dataclass(frozen=True)
 class NodeRecord:
-    """One Conv, ConvTranspose, Gemm or MatMul of the converted model."""
+    """One Conv, ConvTranspose, Gemm or MatMul of the converted model, or the integer operator for one."""
 
     node: str
     op_type: str
@@ -213,20 +214,33 @@ def _is_float_gemm(node: onnx.NodeProto) -> bool:
     return node.op_type == "QGemm" and (len(node.input) < 8 or not node.input[7])
 
 
+def layer_of(node: oir.Node) -> tuple[str, tuple[int, int]] | None:
+    """The float op that ``node`` is or stands for and its two operands, where that multiplies and accumulates."""
+    operator = qoperator_of(node)
+    if operator is not None and operator.float_op in _COMPUTE:
+        first, second = operator.operands
+        return operator.float_op, (first.data, second.data)
+    return (node.op_type, (0, 1)) if node.op_type in _COMPUTE and not node.domain else None
+
+
 def _macs_of(model: Model) -> list[tuple[oir.Node, int]]:
     shapes = _shapes(model)
-    compute = (node for node in model.graph.all_nodes() if node.op_type in _COMPUTE and node.domain == "")
-    return [(node, _macs(node, shapes)) for node in compute]
+    return [
+        (node, _macs(node, *layer, shapes))
+        for node in model.graph.all_nodes()
+        if (layer := layer_of(node)) is not None
+    ]
 
 
-def _macs(node: oir.Node, shapes: dict[str, list[int]]) -> int:
-    first, second = (shapes.get(value.name or "", []) if value is not None else [] for value in node.inputs[:2])
+def _macs(node: oir.Node, op_type: str, operands: tuple[int, int], shapes: dict[str, list[int]]) -> int:
+    read = [node.inputs[index] for index in operands]
+    first, second = (shapes.get(value.name or "", []) if value is not None else [] for value in read)
     result = shapes.get(node.outputs[0].name or "", [])
-    if node.op_type == "Conv":
+    if op_type == "Conv":
         return math.prod(result) * math.prod(second[1:])
-    if node.op_type == "ConvTranspose":
+    if op_type == "ConvTranspose":
         return math.prod(first) * math.prod(second[1:])
-    if node.op_type == "Gemm" and node.attributes.get_int("transA", False):
+    if op_type == "Gemm" and node.attributes.get_int("transA", False):
         inner = first[:1]
     else:
         inner = first[-1:] or second[-2:][:1]

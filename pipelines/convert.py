@@ -22,6 +22,7 @@ from qat2int8.ir import Code, DataError, Diagnostic, InvalidModel, Model, Pipeli
 from qat2int8.ir.io import check_output_path, load_model, read_proto, save_model
 from qat2int8.ir.verify import VerifyLevel
 from qat2int8.passes import Context
+from qat2int8.passes.lower_to_qoperators import LowerToQoperators
 from qat2int8.pipelines.certificate import Certificate, certify
 from qat2int8.pipelines.dialects import has_fake_quant
 from qat2int8.pipelines.fidelity import Fidelity, compare, synthetic_inputs
@@ -31,7 +32,7 @@ from qat2int8.pipelines.observers import Observer
 from qat2int8.pipelines.reference import ReadableSource
 from qat2int8.pipelines.sessions import Feeds, ModelFile
 from qat2int8.pipelines.shipped import load_pipeline
-from qat2int8.pipelines.spec import PipelineSpec
+from qat2int8.pipelines.spec import PipelineSpec, flatten
 from qat2int8.pipelines.target_files import DEFAULT_TARGET, load_target
 from qat2int8.pipelines.version import VERSION
 
@@ -39,6 +40,7 @@ __all__ = ["Conversion", "convert"]
 
 _PLACEMENT = "insert-quantize-dequantize"
 _NARROWING = "narrow-wide-grids"
+_LOWERING = "lower-to-qoperators"
 _PIPELINE_KEY = "qat2int8.pipeline"
 _MISSING_SCALE = "error"
 _FIDELITY_SAMPLES = 16
@@ -188,6 +190,7 @@ def convert(
     skip_nodes: Sequence[str] = (),
     on_missing_scale: str = _MISSING_SCALE,
     narrow_16_bit: bool = False,
+    format: str | None = None,
     options: Mapping[str, Mapping[str, Any]] | None = None,
     verify: VerifyLevel | str = VerifyLevel.CHECKER,
     observers: Sequence[Observer] = (),
@@ -202,6 +205,8 @@ def convert(
         skip_nodes: names or ``*`` patterns of nodes to leave in float.
         on_missing_scale: ``error`` or ``float``, for ops named in ``quantize_ops`` that lack a scale.
         narrow_16_bit: put 16-bit grids, which no integer kernel computes, on 8-bit grids of the same range.
+        format: ``qdq`` or ``qoperator``, how the result says that it computes on integers; None leaves it to the
+            pipeline, and the shipped one says ``qdq``.
         options: further options of passes, by pass name.
         verify: what is checked after each pass: none, structure, checker or numeric.
         observers: see :mod:`qat2int8.pipelines.observers`.
@@ -212,7 +217,7 @@ def convert(
     Raises:
         InvalidModel: the file is not a valid model.
         UnsupportedModel: there is no fake quant in it, or none the target can compute.
-        PipelineError: an unknown pipeline, target, pass or option.
+        PipelineError: an unknown pipeline, target, pass or option, or a format the target does not read.
         PassFailed: an unknown op or node, or a missing scale of an op asked for by name.
     """
     chosen = target if isinstance(target, Target) else load_target(os.fspath(target))
@@ -229,11 +234,16 @@ def convert(
         overrides.setdefault(_PLACEMENT, {}).update(placement)
     if narrow_16_bit:
         overrides.setdefault(_NARROWING, {})["requantize"] = True
+    if format is not None:
+        overrides.setdefault(_LOWERING, {})["format"] = format
     if overrides:
         spec = spec.with_options(overrides)
 
     level = _verify_level(verify)
-    spec.build()  # what is misspelt is found before a model is read that may take a while
+    # What is misspelt or not possible is found before a model is read that may take a while.
+    for pass_ in flatten(spec.build()):
+        if isinstance(pass_, LowerToQoperators):
+            chosen.check_format(pass_.format)
     source: _Stored | bytes
     if isinstance(model, onnx.ModelProto):
         source = _serialized(model)

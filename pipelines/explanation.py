@@ -15,6 +15,7 @@ import numpy as np
 import onnx_ir as oir
 
 from qat2int8.ir import (
+    INT32,
     Code,
     Contract,
     DataError,
@@ -30,7 +31,8 @@ from qat2int8.ir import (
 from qat2int8.ir.io import load_model
 from qat2int8.passes.fake_quant import FakeQuant, recognise
 from qat2int8.passes.kernels import kernel_of
-from qat2int8.pipelines.certificate import Certificate, NodeRecord, certify
+from qat2int8.passes.qoperators import QOperator, qoperator_of
+from qat2int8.pipelines.certificate import Certificate, NodeRecord, certify, layer_of
 from qat2int8.pipelines.target_files import DEFAULT_TARGET, load_target
 
 __all__ = ["Cause", "Explanation", "FloatGroup", "NodeExplanation", "Origin", "TensorGrid", "explain"]
@@ -49,8 +51,6 @@ _FLOAT_CODES = frozenset(
 _PREFIX = "qat2int8."
 _DIAGNOSTICS = f"{_PREFIX}diagnostics"
 _BOUNDARY = ("QuantizeLinear", "DequantizeLinear")
-_COMPUTE = {"Conv", "ConvTranspose", "Gemm", "MatMul"}
-"""The suffix onnxruntime adds to a node it replaces during layout optimisation."""
 
 
 @dataclass(frozen=True)
@@ -145,7 +145,7 @@ class Explanation:
         records = iter(self.certificate.compute)
         groups: dict[tuple[str, str, str], list[NodeRecord]] = {}
         for node in self.model.graph.all_nodes():
-            if node.op_type in _COMPUTE and node.domain == "":
+            if layer_of(node) is not None:
                 record = next(records)
             elif self.origin is not None and self._could_be_integer(node):
                 record = NodeRecord(_name(node), node.op_type, 0, bool(self._kernel(node)))
@@ -209,8 +209,10 @@ class Explanation:
         return "", "no integer kernel computes its input", ""
 
     def _tensors(self, node: oir.Node) -> list[TensorGrid]:
-        compute = node.op_type in _COMPUTE and node.domain == ""
-        roles = ("input", "weight", "bias") if compute else ()
+        operator = qoperator_of(node)
+        if operator is not None:
+            return self._tensors_of_operator(node, operator)
+        roles = ("input", "weight", "bias") if layer_of(node) is not None else ()
         shown = []
         # A quantizer's scale and zero point, and the shapes and indices of data movement, are no tensors on grids.
         inputs = node.inputs[:1] if node.op_type in _BOUNDARY else node.inputs
@@ -234,17 +236,41 @@ class Explanation:
             shown.append(_on_grid("output", value, None if quantize is None else self._grid_behind(quantize)))
         return shown
 
+    def _tensors_of_operator(self, node: oir.Node, operator: QOperator) -> list[TensorGrid]:
+        shown, grids = [], []
+        for index, place in enumerate(operator.operands_of(node)):
+            value = node.inputs[place.data]
+            if value is None:
+                continue
+            axis = operator.weight_axis(node) if index == 1 else None
+            weight = axis is not None and self.model.constant(value) is not None
+            grids.append(self._params(node, place.scale, place.zero_point, value.dtype, axis or 0))
+            shown.append(_on_grid("weight" if weight else "input", value, grids[-1]))
+        slot = operator.bias if operator.bias is not None else operator.float_bias
+        bias = node.inputs[slot] if slot is not None and slot < len(node.inputs) else None
+        if bias is not None:
+            shown.append(_on_grid("bias", bias, None if operator.bias is None else _product(grids)))
+        result = node.outputs[0]
+        return [*shown, _on_grid("output", result, self._written(node, operator))]
+
+    def _written(self, node: oir.Node, operator: QOperator) -> QuantParams | None:
+        """The grid of what an operator writes; None for floats."""
+        if operator.result is None:
+            return None
+        return self._params(node, *operator.result, node.outputs[0].dtype, 0)
+
     def _grid_above(self, value: oir.Value) -> QuantParams | None:
-        """The grid of 8-bit levels: that of the quantizer they come from, however they were moved since."""
+        """The grid of 8-bit levels: that of the node they come from, however they were moved since."""
         maker = value.producer()
-        while (
-            maker is not None
-            and maker.op_type != "QuantizeLinear"
-            and maker.inputs
-            and maker.inputs[0] is not None
-        ):
-            maker = maker.inputs[0].producer()
-        return None if maker is None or maker.op_type != "QuantizeLinear" else self._grid(maker)
+        while maker is not None:
+            operator = qoperator_of(maker)
+            if operator is not None:
+                return self._written(maker, operator)
+            if maker.op_type == "QuantizeLinear":
+                return self._grid(maker)
+            above = maker.inputs[0] if maker.inputs else None
+            maker = above.producer() if above is not None else None
+        return None
 
     def _grid_behind(self, quantize: oir.Node) -> QuantParams | None:
         """The grid of a quantizer, as narrow as its reader sees it."""
@@ -265,15 +291,20 @@ class Explanation:
             fake = recognise(self.model, node, constant=True)
             if isinstance(fake, FakeQuant):
                 return fake.params
-        zeros = node.inputs[2] if len(node.inputs) > 2 else None
-        scale = self.model.constant(node.inputs[1])
-        zero = np.int32(0) if zeros is None else self.model.constant(zeros)
-        stored = _stored(node)
+        return self._params(node, 1, 2, _stored(node), node.attributes.get_int("axis", 1))
+
+    def _params(
+        self, node: oir.Node, scale_at: int, zero_at: int, stored: oir.DataType | None, axis: int
+    ) -> QuantParams | None:
+        """The grid that two inputs of ``node`` say; None when they are computed while the model runs."""
+        inputs = (*node.inputs, *(None,) * (max(scale_at, zero_at) + 1))
+        scale = self.model.constant(inputs[scale_at])
+        zero = np.int32(0) if inputs[zero_at] is None else self.model.constant(inputs[zero_at])
         dtype = None if stored is None else QuantDType.of_storage(stored)
         if scale is None or zero is None or dtype is None:
             return None
         try:
-            return QuantParams.make(scale, zero, dtype, axis=node.attributes.get_int("axis", 1))
+            return QuantParams.make(scale, zero, dtype, axis=axis)
         except InvalidModel:  # one scale per block, which the runtime can do
             return None
 
@@ -432,6 +463,14 @@ def _moves_integers(model: Model, node: oir.Node, target: Target) -> bool:
         return False
     readers = [use.node.op_type for value in node.outputs for use in value.uses()]
     return bool(readers) and set(readers) == {"QuantizeLinear"}
+
+
+def _product(grids: list[QuantParams | None]) -> QuantParams | None:
+    """The grid of an int32 bias: its step is the product of those of input and weight."""
+    data, weight = grids
+    if data is None or weight is None:
+        return None
+    return QuantParams.make(data.scale * weight.scale, 0, INT32, axis=0)
 
 
 def _on_grid(role: str, value: oir.Value, params: QuantParams | None) -> TensorGrid:

@@ -12,6 +12,7 @@ import onnx_ir as oir
 
 from qat2int8.ir import Model, QuantParams, TrainedTensor
 from qat2int8.passes.qdq_step import read_step
+from qat2int8.passes.qoperators import qoperator_of
 
 __all__ = ["LevelCount", "Levels", "Pair", "TensorLevels", "pairs_of"]
 
@@ -217,7 +218,7 @@ _CARRIES = frozenset(
 
 
 def _meanings(model: Model, value: oir.Value) -> Iterator[tuple[float, int]]:
-    """(scale, zero point) of the quantizer that wrote ``value``, then of those that read it.
+    """(scale, zero point) of the quantizer or operator that wrote ``value``, then of those that read it.
 
     They differ where a factor went into one of the two.
     """
@@ -226,22 +227,33 @@ def _meanings(model: Model, value: oir.Value) -> Iterator[tuple[float, int]]:
         here = waiting.pop(0)
         writer = here.producer()
         if writer is not None:
-            yield from _per_tensor(model, writer)
+            yield from _per_tensor(model, writer, here)
             if writer.op_type in _CARRIES and writer.inputs[0] is not None and writer.inputs[0] not in seen:
                 seen.add(writer.inputs[0])
                 waiting.append(writer.inputs[0])
-        for node in (use.node for use in here.uses() if use.idx == 0):
-            yield from _per_tensor(model, node)
-            if node.op_type in _CARRIES:
+        for node, index in here.uses():
+            yield from _per_tensor(model, node, here)
+            if node.op_type in _CARRIES and index == 0:
                 fresh = [output for output in node.outputs if output not in seen]
                 seen.update(fresh)
                 waiting.extend(fresh)
 
 
-def _per_tensor(model: Model, node: oir.Node) -> Iterator[tuple[float, int]]:
-    step = read_step(model, node)
-    if step is not None and step.axis is None:
-        yield float(step.scale), int(step.zero_point)
+def _per_tensor(model: Model, node: oir.Node, value: oir.Value) -> Iterator[tuple[float, int]]:
+    """What ``node`` says of ``value``, which it reads or writes."""
+    operator = qoperator_of(node)
+    if operator is None:
+        step = read_step(model, node) if value in (*node.inputs[:1], node.outputs[0]) else None
+        if step is not None and step.axis is None:
+            yield float(step.scale), int(step.zero_point)
+        return
+    operands = operator.operands_of(node)
+    places = [(one.scale, one.zero_point) for one in operands if node.inputs[one.data] is value]
+    if operator.result is not None and node.outputs[0] is value:
+        places.append(operator.result)
+    for scale, zero_point in ([model.constant(node.inputs[at]) for at in pair] for pair in places):
+        if scale is not None and zero_point is not None and scale.size == zero_point.size == 1:
+            yield float(scale.item()), int(zero_point.item())
 
 
 def _rounded(steps: Array) -> tuple[Array, Array]:

@@ -28,6 +28,7 @@ from qat2int8 import convert
 from qat2int8.ir import Code, Diagnostic, Fact, Model, OpRule, PipelineError, QuantParams, ScaleTable, Target
 from qat2int8.ir.io import save_model
 from qat2int8.passes import all_passes
+from qat2int8.passes.qoperators import QOPERATORS
 from qat2int8.pipelines.convert import Conversion
 from qat2int8.pipelines.data.options import FORMATS as DATA_FORMATS
 from qat2int8.pipelines.data.options import DataOptions
@@ -430,6 +431,14 @@ def test_the_documents_of_table_are_told_of(tmp_path: Path) -> None:
     compared = invoke("table", "diff", str(path), str(path))
     assert keys("formats.md", "json-table-diff") == list(compared)
     assert nested("formats.md", "json-table-diff", "differences") == list(compared["differences"][0])
+
+
+def test_the_operators_are_all_told_of() -> None:
+    told = [
+        (domain.replace("ONNX", ""), name.strip("`"), re.split(r"\W", text)[0])
+        for name, domain, text in rows("formats.md", "qoperators")
+    ]
+    assert told == [(one.domain, one.op_type, one.float_op) for one in QOPERATORS.values()]
 
 
 def test_the_metadata_of_the_output_is_told_of() -> None:

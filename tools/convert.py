@@ -66,6 +66,14 @@ def convert(
         bool,
         typer.Option("--narrow-16-bit", help="Put 16-bit grids, which no kernel computes, on 8-bit grids."),
     ] = False,
+    format: Annotated[
+        str,
+        typer.Option(
+            metavar="qdq|qoperator",
+            help="Form of the result: Q/DQ around float ops, or operators that compute on integers; "
+            "qdq unless the pipeline says otherwise.",
+        ),
+    ] = "",
     fp32_out: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="Also write the float model: fake quants removed, layers fused."),
@@ -119,6 +127,7 @@ def convert(
             skip_nodes=skip_node or (),
             on_missing_scale=on_missing_scale,
             narrow_16_bit=narrow_16_bit,
+            format=format or None,
             options=_pass_options(relu_encoding, exact_weights=exact_weights),
             verify=verify,
             observers=observers,

@@ -16,6 +16,10 @@ from support import run
 
 import qat2int8
 from qat2int8 import Conversion, Model
+from qat2int8.ir.verify import VerifyLevel
+from qat2int8.passes import Context
+from qat2int8.pipelines.manager import run_pipeline
+from qat2int8.pipelines.spec import PipelineSpec
 
 SMALL: dict[str, Callable[..., onnx.ModelProto]] = {
     "tiny_resnet": networks.tiny_resnet,
@@ -201,6 +205,26 @@ def _magnitudes(row: np.ndarray) -> bytes:
     """The integers of one filter without signs, order and zeros: stems get zeros and another layout for speed."""
     levels = np.sort(np.abs(row.astype(np.int16)))
     return levels[levels > 0].tobytes()
+
+
+def test_operators_on_integers_are_executed_alike(
+    exports: dict[str, tuple[onnx.ModelProto, Conversion]],
+) -> None:
+    """The other format holds what the runtime makes of this one, and can be read back."""
+    for model, conversion in exports.values():
+        feeds = {"image": images(4, side(model), seed=7)}
+        expected = run(conversion.model, feeds, optimize=True)[0]
+        other = qat2int8.convert(model, format="qoperator")
+        assert other.certificate.executed == conversion.certificate.executed
+        assert other.certificate.macs == conversion.certificate.macs > 0
+        assert other.certificate.integer_macs_percent == conversion.certificate.integer_macs_percent
+        records = zip(other.certificate.compute, conversion.certificate.compute, strict=True)
+        assert all(left.node == right.node and left.integer == right.integer for left, right in records)
+        np.testing.assert_array_equal(run(other.model, feeds, optimize=True)[0], expected)
+        spec = PipelineSpec.parse("canonicalize,raise-qoperators")
+        run_pipeline(other.model, spec, Context(other.target), verify=VerifyLevel.NONE)
+        assert not any(node.domain or node.op_type.startswith("QLinear") for node in other.model.graph)
+        np.testing.assert_array_equal(run(other.model, feeds, optimize=True)[0], expected)
 
 
 def test_every_op_that_could_be_integer_and_is_not_has_a_reason(

@@ -12,8 +12,11 @@ from pathlib import Path
 import numpy as np
 import onnxruntime as ort
 import pytest
+from support import run
 from typer.testing import CliRunner
 
+from qat2int8.ir import Qat2Int8Error
+from qat2int8.pipelines.convert import convert
 from qat2int8.tools.cli import app
 
 pytestmark = pytest.mark.zoo
@@ -58,6 +61,23 @@ def test_model(path: Path, tmp_path: Path) -> None:
     if "labels" in stored:
         moved = _top1(outputs[0], stored["labels"]) - _top1(stored["output_0"], stored["labels"])
         assert abs(moved) <= EXCEPTIONS.get(path.stem, ALLOWED_POINTS)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not MODELS, reason="QAT2INT8_ZOO names no folder with models")
+@pytest.mark.parametrize("path", MODELS, ids=lambda path: path.stem)
+def test_both_formats_compute_the_same(path: Path) -> None:
+    try:
+        forms = [convert(path, format=format_) for format_ in ("qdq", "qoperator")]
+    except Qat2Int8Error:
+        pytest.skip("is refused")
+    with np.load(path.with_suffix(".npz")) as data:
+        names = [value.name or "" for value in forms[0].model.graph.inputs]
+        feeds = {name: data[f"input_{index}"] for index, name in enumerate(names)}
+    for left, right in zip(*(run(form.model, feeds, optimize=True) for form in forms), strict=True):
+        np.testing.assert_array_equal(left, right)
+    assert forms[0].certificate.executed == forms[1].certificate.executed
+    assert forms[0].certificate.integer_macs_percent == forms[1].certificate.integer_macs_percent
 
 
 def _session(path: Path) -> ort.InferenceSession:

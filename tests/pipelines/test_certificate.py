@@ -184,6 +184,34 @@ def test_multiply_accumulates(text: str, macs: int) -> None:
     assert certificate.integer_macs_percent == (0.0 if macs else 100.0)
 
 
+OPERATORS = """
+<ir_version: 8, opset_import: ["" : 17, "com.microsoft" : 1]>
+g (uint8[1,4,5,5] x, uint8[3,6] a) => (uint8[1,6,3,3] c, uint8[3,7] p, float[3,7] f, float[3,7] g)
+<float s = {0.05}, uint8 z = {3}, int8 w = {0}> {
+  [conv] c = QLinearConv (x, s, z, kernel, s, w, s, z)
+  [product] p = QLinearMatMul (a, s, z, matrix, s, w, s, z)
+  [to_float] f = com.microsoft.MatMulIntegerToFloat (a, matrix, s, s, z, w)
+  [gemm] g = com.microsoft.QGemm <transB = 1> (a, s, z, turned, s, w)
+}
+"""
+
+
+def test_operators_on_integers_multiply_and_accumulate_too() -> None:
+    proto = onnx.parser.parse_model(OPERATORS)
+    for name, shape in (("kernel", (6, 4, 3, 3)), ("matrix", (6, 7)), ("turned", (7, 6))):
+        levels = RNG.integers(-128, 128, shape).astype(np.int8)
+        proto.graph.initializer.append(onnx.numpy_helper.from_array(levels, name))
+    certificate = of(Model.from_proto(proto))
+    assert [(record.node, record.op_type, record.macs) for record in certificate.compute] == [
+        ("conv", "QLinearConv", 6 * 9 * 4 * 9),
+        ("product", "QLinearMatMul", 3 * 6 * 7),
+        ("to_float", "MatMulIntegerToFloat", 3 * 6 * 7),
+        ("gemm", "QGemm", 3 * 6 * 7),
+    ]
+    assert certificate.float_compute == ()
+    assert (certificate.integer_nodes, certificate.float_nodes) == (4, 0)
+
+
 def test_the_bodies_of_control_flow_count() -> None:
     model = model_of(
         """

@@ -8,6 +8,7 @@ import json
 import os
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import networks
@@ -19,7 +20,7 @@ from support import REPOSITORY
 
 import qat2int8
 from qat2int8 import Conversion, DataError, OutputError, PipelineError, UnsupportedModel
-from qat2int8.ir import io
+from qat2int8.ir import Format, io
 from qat2int8.pipelines.shipped import load_pipeline
 from qat2int8.pipelines.target_files import load_target
 
@@ -89,6 +90,9 @@ def test_options_reach_their_pass(proto: onnx.ModelProto) -> None:
         {"target": "abacus"},
         {"pipeline": "qat-to-int3"},
         {"on_missing_scale": "ignore"},
+        {"format": "qonnx"},
+        {"pipeline": "qat-to-fp32", "format": "qoperator"},
+        {"target": replace(load_target("ort-x86"), formats=(Format.QDQ,)), "format": "qoperator"},
         {"pipeline": "cleanup", "skip_nodes": ["a"]},
     ],
     ids=str,
@@ -97,6 +101,29 @@ def test_misspelt_arguments(wrong: dict[str, object]) -> None:
     """Found before the model is read, which is not there."""
     with pytest.raises(PipelineError):
         qat2int8.convert("no such file", **wrong)  # type: ignore[arg-type]
+
+
+def test_formats(proto: onnx.ModelProto, tmp_path: Path) -> None:
+    default, qdq, lowered = (qat2int8.convert(proto, format=name) for name in (None, "qdq", "qoperator"))
+    assert default.after == qdq.after
+    assert default.after["Conv"] == lowered.after["QLinearConv"]
+    assert not {"Conv", "Gemm", "DequantizeLinear"} & set(lowered.after)
+    again = qat2int8.convert(proto, pipeline=str(lowered.pipeline))
+    assert again.model.to_proto().graph == lowered.model.to_proto().graph
+    given = qat2int8.convert(proto, options={"lower-to-qoperators": {"format": "qoperator"}})
+    assert given.after == lowered.after
+    lowered.save(tmp_path / "int8.onnx")
+    assert lowered.fidelity.as_dict() == default.fidelity.as_dict()
+    assert {entry.domain: entry.version for entry in onnx.load(tmp_path / "int8.onnx").opset_import} == {
+        "": 17,
+        "com.microsoft": 1,
+    }
+    assert (tmp_path / "int8.onnx").stat().st_size < len(default.model.to_proto().SerializeToString())
+
+
+def test_an_unknown_format_is_told_which_there_are() -> None:
+    with pytest.raises(PipelineError, match="one of qdq, qoperator, not qonnx"):
+        qat2int8.convert("no such file", format="qonnx")
 
 
 def test_a_model_in_memory_that_is_too_large(proto: onnx.ModelProto, monkeypatch: pytest.MonkeyPatch) -> None:

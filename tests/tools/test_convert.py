@@ -17,6 +17,7 @@ from fake_quant import images
 from support import REPOSITORY
 from typer.testing import CliRunner, Result
 
+from qat2int8.pipelines.spec import PipelineSpec
 from qat2int8.tools.cli import app
 
 INTEGERS = {"QuantizeLinear", "DequantizeLinear"}
@@ -328,12 +329,39 @@ def test_the_relu_encodings_differ(source: Path, tmp_path: Path) -> None:
     assert not np.array_equal(*results)
 
 
+def test_format(source: Path, tmp_path: Path) -> None:
+    model = converted(source, tmp_path, "--format", "qoperator")
+    assert "lower-to-qoperators{format=qoperator}" in options(model)
+    assert {"QLinearConv", "QLinearAdd", "QGemm"} <= {node.op_type for node in model.graph.node}
+    certificates = [
+        line
+        for words in ((), ("--format", "qoperator"))
+        for line in invoke(source, tmp_path, *words).stdout.splitlines()
+        if line.startswith(("certificate", "left float"))
+    ]
+    assert len(certificates) == 4
+    assert certificates[:2] == certificates[2:]
+
+
+def test_formats_that_are_none_or_not_for_the_target(source: Path, tmp_path: Path) -> None:
+    own = tmp_path / "own.yaml"
+    text = (REPOSITORY / "pipelines" / "targets" / "ort-x86.yaml").read_text()
+    own.write_text(text.replace("name: ort-x86", "name: own").replace("formats: [qdq, qoperator]\n", ""))
+    for words, told in (
+        (("--format", "tflite"), "expects one of qdq, qoperator, not tflite"),
+        (("--format", "qoperator", "--target", own), "own does not read the format qoperator (it reads qdq)"),
+    ):
+        result = invoke(source, tmp_path, *words)
+        assert result.exit_code == 2
+        assert told in result.stderr
+        assert not (tmp_path / "int8.onnx").exists()
+
+
 def test_pipeline_by_name_file_and_text(source: Path, tmp_path: Path) -> None:
     by_name = converted(source, tmp_path, "--pipeline", "qat-to-int8")
     text = options(by_name)
     by_text = converted(source, tmp_path, "--pipeline", text)
-    passes = "\n".join(f"  - {one}" for one in text.split(","))
-    (tmp_path / "mine.yaml").write_text(f"name: mine\npasses:\n{passes}\n", encoding="utf-8")
+    (tmp_path / "mine.yaml").write_text(PipelineSpec.parse(text).to_yaml(), encoding="utf-8")
     by_file = converted(source, tmp_path, "--pipeline", tmp_path / "mine.yaml")
     assert by_name.graph == by_text.graph == by_file.graph
     assert options(by_file) == text

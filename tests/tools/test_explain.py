@@ -161,6 +161,37 @@ def test_a_node_in_integers(partly: Path) -> None:
     assert "what led there" not in text
 
 
+@pytest.fixture(scope="module")
+def operators(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("operators") / "model.int8.onnx"
+    convert(networks.tiny_resnet(), format="qoperator", verify="none").save(path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("name", "kernel", "roles"),
+    [
+        ("Conv_11", "QLinearConv", ["input", "weight", "bias", "output"]),
+        ("Add_20", "QLinearAdd", ["input", "input", "output"]),
+        ("Gemm_49", "QGemm", ["input", "weight", "bias"]),
+        ("Flatten_44", "Flatten", ["input", "output"]),
+    ],
+)
+def test_operators_on_integers_tell_their_grids(
+    operators: Path, integer: Path, name: str, kernel: str, roles: list[str]
+) -> None:
+    told = document(operators, "--node", name)["node"]
+    assert (told["integer"], told["kernel"], told["chain"]) == (True, kernel, [])
+    assert [role for role, _, on_grid in grids(told) if on_grid] == roles
+    # What a Clip of the integers leaves of their type is not told here.
+    steps, others = (
+        [one["grid"].partition(" ")[2] for one in tensors]
+        for tensors in (told["tensors"], document(integer, "--node", name)["node"]["tensors"])
+    )
+    assert steps == others
+    assert document(operators)["left_float"] == []
+
+
 @pytest.mark.parametrize(
     ("name", "kernel"), [("Add_20", "QLinearAdd"), ("Gemm_49", "QGemm"), ("Flatten_44", "Flatten")]
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -125,7 +126,7 @@ def test_a_shipped_pipeline_is_shown_in_order_and_as_text(name: str) -> None:
     assert PipelineSpec.parse(document["text"]).passes == spec.passes
     lines = invoke("pipelines", name).stdout.splitlines()
     assert lines[-1] == document["text"]
-    shown = [line.split()[1] for line in lines if line.split() and line.split()[0].isdigit()]
+    shown = re.findall(r"^ ?\d+ +([a-z0-9-]+)", "\n".join(lines), re.MULTILINE)
     assert shown == [one["name"] for one in document["passes"]]
 
 
