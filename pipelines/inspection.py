@@ -23,6 +23,7 @@ from qat2int8.passes.read_openvino_fake_quantize import OPENVINO_DOMAIN
 from qat2int8.passes.read_qonnx_quant import QONNX_DOMAINS
 from qat2int8.passes.scale_groups import is_movement
 from qat2int8.pipelines.dialects import has_fake_quant
+from qat2int8.pipelines.exporters import exporter_of
 from qat2int8.pipelines.front import gathering_passes, recovering_passes
 from qat2int8.pipelines.manager import PipelineRun, run_pipeline
 from qat2int8.pipelines.spec import Fixpoint
@@ -82,6 +83,7 @@ class Inspection:
     """What a model holds.
 
     Attributes:
+        exporter: the toolkit that quantized it, as far as the file tells; else empty.
         opsets: version by domain; the one of ONNX is called ``ai.onnx``.
         bytes: the file with its external data.
         weights: elements of all initializers.
@@ -96,6 +98,7 @@ class Inspection:
         fake_quant: whether there is any.
     """
 
+    exporter: str
     producer: str
     ir_version: int
     opsets: dict[str, int]
@@ -141,6 +144,7 @@ def inspect(path: str | os.PathLike[str]) -> Inspection:
     external = sum(tensor.nbytes for tensor in tensors if isinstance(tensor, oir.ExternalTensor))
     nodes = tuple(_all_nodes(model))
     surface: dict[str, Any] = {
+        "exporter": exporter_of(model),
         "producer": " ".join(part for part in (model.ir.producer_name, model.ir.producer_version) if part),
         "ir_version": model.ir.ir_version,
         "opsets": {domain or "ai.onnx": version for domain, version in model.ir.opset_imports.items()},

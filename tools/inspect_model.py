@@ -44,6 +44,7 @@ _SHOWN_OPS = 8
 
 
 def _report_surface(report: Report, seen: Inspection) -> None:
+    report.line(f"exporter     {seen.exporter or 'not told'}")
     report.line(f"producer     {seen.producer or 'not told'}")
     opsets = ", ".join(f"{domain} {version}" for domain, version in seen.opsets.items())
     report.line(f"versions     IR {seen.ir_version}, opset {opsets}")
@@ -81,7 +82,9 @@ def _report_fake_quant(report: Report, seen: Inspection) -> None:
         ]
         headers = ("layer", "nodes", "input on a grid", "weight", "bias", "output")
         report.table(headers, rows, right=(1, 2, 3, 4, 5))
-    if report.verbose and seen.scales:
+    if seen.scales and not report.verbose:
+        report.line(f"grids        {len(seen.scales)} trained ones (--verbose lists them)")
+    elif seen.scales:
         report.line()
         for tensor, grid, span, origin in seen.scales:
             report.line(f"{tensor}: {grid} {span} from {origin}")

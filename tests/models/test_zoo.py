@@ -16,7 +16,9 @@ from support import run
 from typer.testing import CliRunner
 
 from qat2int8.ir import Qat2Int8Error
+from qat2int8.ir.io import load_model
 from qat2int8.pipelines.convert import convert
+from qat2int8.pipelines.exporters import exporter_of
 from qat2int8.tools.cli import app
 
 pytestmark = pytest.mark.zoo
@@ -89,3 +91,27 @@ def _session(path: Path) -> ort.InferenceSession:
 
 def _top1(logits: np.ndarray, labels: np.ndarray) -> float:
     return 100.0 * float((logits.argmax(-1) == labels).mean())
+
+
+EXPORTERS = {
+    "brev": "Brevitas",
+    "hand": "",
+    "mopt": "NVIDIA Model Optimizer",
+    "nncf": "NNCF",
+    "ort": "onnxruntime quantize_static",
+    "paddle": "PaddlePaddle",
+    "pt2e": "PyTorch PT2E",
+    "quark": "AMD Quark",
+    "tao": "PyTorch",
+    "tf": "TensorFlow",
+    "tflite": "TensorFlow",
+}
+"""By the first word of a model's name."""
+
+
+@pytest.mark.skipif(not MODELS, reason="QAT2INT8_ZOO names no folder with models")
+@pytest.mark.parametrize("path", MODELS, ids=lambda path: path.stem)
+def test_the_exporter_is_recognised(path: Path) -> None:
+    expected = EXPORTERS[path.stem.split("_")[0]]
+    found = exporter_of(load_model(path))
+    assert found == expected or (expected == "PyTorch" and found.startswith(expected))

@@ -61,6 +61,7 @@ def test_the_surface(tmp_path: Path) -> None:
     assert told["outputs"] == [{"name": "y", "type": "float", "shape": ["N", 4, "?", 6]}]
     assert told["ops"] == {"Relu": 2, "Neg": 1}
     text = invoke(path).stdout
+    assert "exporter     not told" in text
     assert "producer     maker 1.2" in text
     assert "input        x: float [N, 4, ?, 6]" in text
     assert "nodes        3: 2 Relu, 1 Neg" in text
@@ -269,6 +270,18 @@ def test_no_model(tmp_path: Path, content: bytes | None) -> None:
     result = invoke(path)
     assert (result.exit_code, result.stdout) == (2, "")
     assert result.stderr.startswith(f"error: {path}")
+
+
+def test_the_exporter_and_the_number_of_grids_are_named(tmp_path: Path, resnet: Path) -> None:
+    proto = onnx.load(resnet)
+    proto.graph.node[0].name = "/conv/input_quantizer/QuantizeLinear"
+    path = tmp_path / "named.onnx"
+    onnx.save(proto, path)
+    told = document(path)
+    assert told["exporter"] == "NVIDIA Model Optimizer"
+    text = invoke(path).stdout
+    assert "exporter     NVIDIA Model Optimizer" in text
+    assert f"grids        {len(told['scales'])} trained ones (--verbose lists them)" in text
 
 
 def test_the_file_is_left_as_it_is(resnet: Path) -> None:
