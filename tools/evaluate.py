@@ -214,7 +214,7 @@ class _Source:
 
 
 def _signature(specs: Sequence[Any]) -> list[tuple[str, str, int | None]]:
-    return sorted((spec.name, str(spec.dtype), spec.rank) for spec in specs)
+    return sorted((spec.name, str(spec.dtype), None if spec.shape is None else len(spec.shape)) for spec in specs)
 
 
 def _told(specs: Sequence[Any]) -> str:
