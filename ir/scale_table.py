@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,6 +29,12 @@ class TrainedTensor:
     tensor: str
     integers: str
     grid: QuantParams
+
+    @classmethod
+    def of(cls, source: oir.Value, quantizers: Sequence[oir.Node], grid: QuantParams) -> TrainedTensor:
+        """``source`` and what the last of ``quantizers`` makes of it; of none, integers that come as they are."""
+        integers = quantizers[-1].outputs[0] if quantizers else source
+        return cls(source.name or "", integers.name or "", grid)
 
 
 class ScaleTable:

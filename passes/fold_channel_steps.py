@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as oir
 
-from qat2int8.ir import Fact, Model
+from qat2int8.ir import Fact, Model, TrainedTensor
 from qat2int8.ir.quant import FloatArray
 from qat2int8.passes.base import Context, Pass, PassResult
 from qat2int8.passes.clamp import RELU, Clamp, read_clamp, write_clamp
@@ -139,7 +139,10 @@ def _fold(
         node.replace_input_with(1, _rescaled_weight(model, writer, node, weight, trained, ratio))
         freed += [weight, *([] if trained is None else _taken_out(model, trained))]
     grid = params.with_(scale=np.asarray(step), zero_point=params.zero_point[:1].reshape(()), axis=None)
-    return [*freed, *remove(model, fake, writer.quantizer(source, grid, lambda node, index: False))]
+    result = writer.quantizer(source, grid, lambda node, index: False)
+    # The levels are those of the source's tensor, whose steps differ.
+    model.scales.trace(source, TrainedTensor.of(fake.source, fake.nodes[:-1], params))
+    return [*freed, *remove(model, fake, result)]
 
 
 def _taken_out(model: Model, trained: FakeQuant) -> list[oir.Value]:

@@ -55,7 +55,9 @@ class GatherInputScales(Pass):
             present = model.scales.get(value)
             notes.append(model.scales.record(value, params))
             gathered += model.scales[value] is not present
-            model.scales.trace(value, _traced(last[value], params))
+            if model.scales.traced(value) is None:
+                fake = last[value]
+                model.scales.trace(value, TrainedTensor.of(fake.source, fake.nodes[:-1], params))
         return PassResult(
             {"gathered": gathered}, tuple(replace(note, pass_name=self.name) for note in notes if note)
         )
@@ -69,13 +71,6 @@ class GatherInputScales(Pass):
             value=root.name or "",
             remedy="give both one shared quantizer in training",
         )
-
-
-def _traced(fake: FakeQuant, grid: QuantParams) -> TrainedTensor:
-    """What the last quantizer of ``fake``'s tensor reads and writes, as the source calls it."""
-    *upstream, dequantize = fake.nodes
-    integers = dequantize.inputs[0] if not upstream else upstream[-1].outputs[0]
-    return TrainedTensor(fake.source.name or "", (integers.name if integers is not None else None) or "", grid)
 
 
 def _root(value: oir.Value, fakes: dict[oir.Value, FakeQuant]) -> oir.Value:

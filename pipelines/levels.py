@@ -118,9 +118,9 @@ class Pair:
 
     @property
     def same_grid(self) -> bool:
-        """Whether the result kept the trained steps."""
+        """Whether the result kept the trained steps; steps per channel only go where their levels are kept."""
         step = self.trained.grid.scale
-        return bool(step.ndim == 0 and abs(self.scale / float(step) - 1.0) <= _SAME_STEP)
+        return bool(step.ndim == 1 or abs(self.scale / float(step) - 1.0) <= _SAME_STEP)
 
     def bounds(self, values: Mapping[str, Array]) -> tuple[Array, Array]:
         """The lowest and the highest level, counted from 0.0, that rounding may give each element.

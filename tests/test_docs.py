@@ -45,7 +45,7 @@ from qat2int8.tools.passes import meanings
 
 DOCS = REPOSITORY / "docs"
 PAGES = sorted(path.name for path in DOCS.glob("*.md"))
-GENERATED = {"benchmarks.md", "exporters.md", "fidelity.md"}
+GENERATED = {"benchmarks.md", "fidelity.md"}
 """Their tables and footers are written by the scripts in ``benchmarks/``."""
 QAT_MODEL = REPOSITORY / "tools" / "demo_data" / "resnet_trt_qat.onnx"
 SHIPPED = {name: cls for name, cls in all_passes().items() if cls.__module__.startswith("qat2int8.passes.")}

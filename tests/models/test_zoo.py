@@ -1,4 +1,4 @@
-"""Models of real exporters: each converts or is refused in one line, and what converts still answers right.
+"""Models of real exporters: each converts or is refused in one line, and what converts answers as it should.
 
 The folder, named by the environment variable ``QAT2INT8_ZOO``, holds ``NAME.onnx`` with ``NAME.npz`` beside it:
 inputs ``input_0``..., outputs of the training framework ``output_0``..., and ``labels`` where there are classes.
@@ -6,6 +6,7 @@ inputs ``input_0``..., outputs of the training framework ``output_0``..., and ``
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
@@ -26,23 +27,38 @@ pytestmark = pytest.mark.zoo
 ZOO = os.environ.get("QAT2INT8_ZOO", "")
 MODELS = sorted(Path(ZOO).glob("*.onnx")) if ZOO else []
 
-ALLOWED_POINTS = 1.0
-"""How far top-1 may be from that of the training framework, in percentage points."""
+ALLOWED_POINTS = 0.3
+"""How far top-1 may be from that of the training framework, in percentage points; one image of 360 is 0.28."""
 
-EXCEPTIONS = {
-    # The grid behind the Relu begins below zero; put on a grid that begins at zero it saturates later, and this
-    # network, hardly trained, answers at less than 50 %.
-    "tf_qat_deconv": 3.0,
-    "tflite_deconv": 3.0,
+FAITHFUL = 99.9
+"""Per cent of the integers within 1 LSB of the file's, each computed from the file's own values before it."""
+
+LESS_FAITHFUL = {
+    # A grid in front of a Relu, a bias or a BatchNormalization and another one behind it: one kernel takes in what
+    # lies between and applies the second only.
+    "paddle_qat_lenet": 99.8,
+    "pt2e_encoder_x86": 98.0,
+    "pt2e_resnet_arm_nofold": 97.0,
+    "tao_eager_lenet_unfused_s8_ts": 99.0,
+    # The file's own saturation, from ranges measured in front of a BatchNormalization that was folded since, is
+    # left out: the framework has none, and answers as the result does.
+    "paddle_imp_lenet_pc": 99.5,
+    "paddle_imp_lenet_pt": 99.5,
+    "paddle_imp_mobilenet_pc": 95.0,
+    # Tensors that training left in float lie on derived grids.
+    "mopt_resnet_int8": 99.5,
+    # Most of attention stays in float, on fewer grids than it was trained with.
+    "mopt_encoder_int8": 96.5,
+    "mopt_encoder_smooth": 88.0,
 }
-"""Models whose answers may move farther, and why."""
+"""Models of which less is to be had, and why."""
 
 
 @pytest.mark.skipif(not MODELS, reason="QAT2INT8_ZOO names no folder with models")
 @pytest.mark.parametrize("path", MODELS, ids=lambda path: path.stem)
 def test_model(path: Path, tmp_path: Path) -> None:
     output = tmp_path / "int8.onnx"
-    result = CliRunner().invoke(app, ["convert", str(path), "-o", str(output)])
+    result = CliRunner().invoke(app, ["convert", str(path), "-o", str(output), "--json"])
     if result.exit_code != 0:
         assert result.exit_code == 2
         assert result.stdout == ""
@@ -62,7 +78,10 @@ def test_model(path: Path, tmp_path: Path) -> None:
     assert all(np.isfinite(each).all() for each in outputs if each.dtype.kind == "f")
     if "labels" in stored:
         moved = _top1(outputs[0], stored["labels"]) - _top1(stored["output_0"], stored["labels"])
-        assert abs(moved) <= EXCEPTIONS.get(path.stem, ALLOWED_POINTS)
+        assert abs(moved) <= ALLOWED_POINTS
+    levels = json.loads(result.stdout)["fidelity"]["local_levels"]
+    if levels is not None:
+        assert levels["within_one_percent"] >= LESS_FAITHFUL.get(path.stem, FAITHFUL), levels
 
 
 @pytest.mark.slow

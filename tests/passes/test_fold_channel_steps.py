@@ -192,3 +192,13 @@ def test_with_it_the_depthwise_layer_runs_in_integers() -> None:
     assert conversion.certificate.integer_macs_percent == 100
     expected, actual = run(model, {"x": X})[0], run(conversion.model, {"x": X}, optimize=True)[0]
     np.testing.assert_allclose(actual, expected, atol=0.1 * 1.01)
+
+
+def test_the_levels_are_still_those_of_the_tensor_in_the_source() -> None:
+    levels = convert(network().to_proto()).fidelity_on([{"x": X}]).local_levels
+    assert levels is not None
+    (folded,) = [tensor for tensor in levels.tensors if tensor.tensor == "r"]
+    assert folded.same_grid
+    # The first layer's weight is rounded here for the first time.
+    assert folded.within_one_percent > 95.0
+    assert folded.largest <= 4.0

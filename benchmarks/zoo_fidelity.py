@@ -1,7 +1,7 @@
-"""What becomes of models as training frameworks export them, one row a model: coverage, answers, error.
+"""How faithful, for models as training frameworks export them: one row a model, into docs/fidelity.md.
 
-The reference is the framework itself: its own fake-quant outputs, stored beside each model. The INT8 model runs as
-a user runs it.
+Answers are compared with the framework's own fake-quant outputs, stored beside each model; integer tensors with
+the file as exported, run with graph optimisation off. The INT8 model runs as a user runs it.
 """
 
 from __future__ import annotations
@@ -20,12 +20,14 @@ from sketch import Array
 from stopwatch import session
 
 from qat2int8 import convert
+from qat2int8.ir import Code, Provenance
 from qat2int8.ir.errors import Qat2Int8Error
 from qat2int8.passes.paddle_ops import is_paddle
 from qat2int8.passes.qoperators import QOPERATORS
 from qat2int8.passes.read_openvino_fake_quantize import OPENVINO_DOMAIN
 from qat2int8.passes.read_qonnx_quant import QONNX_DOMAINS
 from qat2int8.pipelines.convert import Conversion
+from qat2int8.pipelines.levels import Levels
 
 HEAD = (
     "model",
@@ -34,13 +36,20 @@ HEAD = (
     "framework top-1",
     "INT8 top-1",
     "same answer",
-    "largest error, LSB",
     "SQNR, dB",
+    "within 1 LSB",
+    "largest, LSB",
+    "layer by layer",
+    "largest, LSB",
+    "derived",
+    "dropped",
 )
 CLOSE = 0.3
 """Percentage points: one image of 360 is 0.28."""
-LEVELS = 255
-"""Steps in the range of an output that has no grid of its own."""
+FAITHFUL = 99.9
+"""Per cent of integer positions within 1 LSB."""
+LEVEL_SAMPLES = 64
+"""Images that integer tensors are compared on; elements are many more."""
 
 
 class Outcome(NamedTuple):
@@ -51,21 +60,27 @@ class Outcome(NamedTuple):
     coverage: float
     top1: tuple[float, float] | None
     same: float | None
-    error: float
-    on_grid: bool
     sqnr: float
+    end_to_end: Levels | None
+    local: Levels | None
+    derived: int
+    dropped: int
 
     @property
     def close(self) -> bool:
         return self.top1 is not None and 100 * abs(self.top1[1] - self.top1[0]) <= CLOSE
 
+    @property
+    def trained_throughout(self) -> bool:
+        """Whether every integer tensor lies on a grid that training gave."""
+        return self.end_to_end is not None and not self.derived
+
     def cells(self) -> list[str]:
         top1 = [f"{share:.2%}" for share in self.top1] if self.top1 else ["", ""]
         same = "" if self.same is None else f"{self.same:.2%}"
-        error = f"{self.error:.1f}{'' if self.on_grid else '*'}"
-        # Down, so that 100 says that nothing is left.
-        coverage = f"{np.floor(10 * self.coverage) / 10:.1f}%"
-        return [self.name, self.dialect, coverage, *top1, same, error, f"{self.sqnr:.1f}"]
+        levels = [cell for one in (self.end_to_end, self.local) for cell in level_cells(one)]
+        counts = [str(count) if count else "" for count in (self.derived, self.dropped)]
+        return [self.name, self.dialect, down(self.coverage, 1), *top1, same, f"{self.sqnr:.1f}", *levels, *counts]
 
 
 class Refusal(NamedTuple):
@@ -74,6 +89,16 @@ class Refusal(NamedTuple):
     name: str
     dialect: str
     reason: str
+
+
+def down(share: float, digits: int) -> str:
+    """Rounded down, so that 100 says that nothing is left."""
+    factor = 10**digits
+    return f"{np.floor(factor * share + 1e-9) / factor:.{digits}f}%"
+
+
+def level_cells(levels: Levels | None) -> list[str]:
+    return ["", ""] if levels is None else [down(levels.within_one_percent, 2), f"{levels.largest:.0f}"]
 
 
 def dialect(path: Path) -> str:
@@ -105,18 +130,17 @@ def clips_integers(nodes: Iterable[onnx.NodeProto]) -> bool:
     return False
 
 
-def step(conversion: Conversion, expected: Array) -> tuple[float, bool]:
-    """What one LSB of the first output is, and whether a grid says so; else the range in 255 parts."""
-    model, output = conversion.model, conversion.model.graph.outputs[0]
-    grid = model.scales.get(output)
-    if grid is not None:
-        return float(grid.scale.max()), True
-    writer = output.producer()
-    if writer is not None and writer.op_type == "DequantizeLinear":
-        scale = model.constant(writer.inputs[1])
-        if scale is not None:
-            return float(scale.max()), True
-    return float(np.ptp(expected)) / LEVELS, False
+def derived_grids(conversion: Conversion) -> int:
+    """Integer tensors on grids that nobody trained."""
+    model = conversion.model
+    grids = (model.scales.get(node.inputs[0]) for node in model.nodes("QuantizeLinear"))
+    return sum(grid is not None and grid.source < Provenance.TRAINED for grid in grids)
+
+
+def dropped_grids(conversion: Conversion) -> int:
+    """Trained grids that no integer tensor of the result lies on."""
+    codes = (Code.FAKE_QUANT_DROPPED, Code.SCALE_CONFLICT)
+    return sum(finding.code in codes for finding in conversion.diagnostics)
 
 
 def measure(path: Path, folder: Path) -> Outcome | Refusal:
@@ -141,8 +165,9 @@ def measure(path: Path, folder: Path) -> Outcome | Refusal:
         stored = {key: data[key] for key in data.files}
     feeds = {value.name: stored[f"input_{index}"] for index, value in enumerate(model.get_inputs())}
     expected, actual = stored["output_0"], model.run(None, feeds)[0]
-    lsb, on_grid = step(conversion, expected)
-    noise = float(np.square(expected - actual).mean())
+    any_batch = all(not isinstance(value.shape[0], int) for value in model.get_inputs())
+    some = {name: array[:LEVEL_SAMPLES] for name, array in feeds.items()} if any_batch else feeds
+    fidelity = conversion.fidelity_on([some])
     top1, same = None, None
     if "labels" in stored:
         trained, answer = expected.argmax(axis=-1), actual.argmax(axis=-1)
@@ -154,31 +179,58 @@ def measure(path: Path, folder: Path) -> Outcome | Refusal:
         coverage,
         top1,
         same,
-        float(np.abs(expected - actual).max()) / lsb,
-        on_grid,
-        float(10 * np.log10(np.square(expected).mean() / noise)) if noise else float("inf"),
+        sqnr(expected, actual),
+        fidelity.levels,
+        fidelity.local_levels,
+        derived_grids(conversion),
+        dropped_grids(conversion),
     )
+
+
+def sqnr(expected: Array, actual: Array) -> float:
+    """In decibels, over all elements."""
+    noise = float(np.square(expected - actual).mean())
+    return float(10 * np.log10(np.square(expected).mean() / noise)) if noise else float("inf")
 
 
 def summary(converted: list[Outcome], refused: list[Refusal]) -> str:
-    """The whole table in one line."""
+    """The whole table in a few lines."""
     labelled = [one for one in converted if one.top1]
     close = sum(one.close for one in labelled)
     coverage = statistics.median(one.coverage for one in converted)
+    whole = [one for one in converted if one.trained_throughout]
+    parts = []
+    for label, levels in (("end to end", end_to_end_share), ("layer by layer", local_share)):
+        below = sorted((one for one in whole if levels(one) < FAITHFUL), key=lambda one: levels(one))
+        names = ", ".join(f"{one.name} ({down(levels(one), 1)})" for one in below)
+        parts.append(f"{label} {len(whole) - len(below)}" + (f", not {names}" if below else ""))
     return (
         f"{len(converted)} converted, {len(refused)} refused; median of integer MACs {coverage:.1f}%; "
-        f"top-1 within {CLOSE} points for {close} of {len(labelled)} with labels."
+        f"top-1 within {CLOSE} points for {close} of {len(labelled)} with labels.\n\n"
+        f"{FAITHFUL}% of the integers within 1 LSB, of {len(whole)} models without derived grids:\n\n- "
+        + ";\n- ".join(parts)
+        + "."
     )
+
+
+def end_to_end_share(one: Outcome) -> float:
+    return one.end_to_end.within_one_percent if one.end_to_end is not None else 100.0
+
+
+def local_share(one: Outcome) -> float:
+    return one.local.within_one_percent if one.local is not None else 100.0
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("names", nargs="*", metavar="NAME", help="models without '.onnx'; default: all")
     parser.add_argument("--models", type=Path, required=True, help="folder with NAME.onnx and NAME.npz beside it")
-    parser.add_argument("--write", action="store_true", help="put the table into docs/exporters.md")
+    parser.add_argument("--write", action="store_true", help="put the table into docs/fidelity.md")
     arguments = parser.parse_args()
-    paths = sorted(arguments.models.glob("*.onnx"))
+    wanted = set(arguments.names)
+    paths = sorted(path for path in arguments.models.glob("*.onnx") if not wanted or path.stem in wanted)
     if not paths:
-        parser.error(f"no *.onnx in {arguments.models}")
+        parser.error(f"no such *.onnx in {arguments.models}")
     with tempfile.TemporaryDirectory() as folder:
         found = [measure(path, Path(folder)) for path in paths]
     converted = [one for one in found if isinstance(one, Outcome)]
@@ -186,15 +238,13 @@ def main() -> None:
     if not converted:
         parser.error(f"no model of {arguments.models} is converted")
     parts = [report.table(HEAD, [one.cells() for one in converted])]
-    parts.append("\\* no grid on the output: one LSB is 1/255 of its range.")
     if refused:
-        reasons = "\n".join(f"- {one.name} ({one.dialect}): {one.reason}" for one in refused)
-        parts.append(f"Refused:\n\n{reasons}")
-    parts.append(f"{summary(converted, refused)}\n{report.circumstances('onnxruntime', 'qat2int8')}")
+        parts.append(report.table(("refused", "dialect", "error"), [[*one] for one in refused]))
+    parts.append(f"{summary(converted, refused)}\n\n{report.circumstances('onnxruntime', 'qat2int8')}")
     text = "\n\n".join(parts)
     print(text)
     if arguments.write:
-        report.write(report.DOCS / "exporters.md", "exporters", text)
+        report.write(report.DOCS / "fidelity.md", "exporters", text)
 
 
 if __name__ == "__main__":
