@@ -20,6 +20,7 @@ from qat2int8.tools.demo import demo
 from qat2int8.tools.evaluate import evaluate
 from qat2int8.tools.explain import explain
 from qat2int8.tools.inspect_model import inspect
+from qat2int8.tools.pack import pack
 from qat2int8.tools.passes import passes
 from qat2int8.tools.pipelines import pipelines
 from qat2int8.tools.run import run
@@ -59,6 +60,11 @@ COMMANDS: dict[str, tuple[Callable[..., None], str, str]] = {
     ),
     "passes": (passes, "List the passes, or describe one.", "qat2int8 passes fuse-conv-bn"),
     "pipelines": (pipelines, "List the pipelines, or show one.", "qat2int8 pipelines qat-to-int8"),
+    "pack": (
+        pack,
+        "Pack a folder of images into one file.",
+        "qat2int8 pack --data-dir val --label-list val/val_list.txt -o val.bin",
+    ),
     "table show": (show_table, "Show a table.", "qat2int8 table show model.table.json"),
     "table convert": (
         convert_table,
