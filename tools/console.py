@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import shutil
 import sys
 import textwrap
@@ -92,26 +93,42 @@ class Report:
 
     def findings(self, diagnostics: Sequence[Diagnostic]) -> None:
         """Warnings and errors, what is said of several nodes once; with ``--verbose`` notes too."""
-        grouped: dict[tuple[str, str, str, str], list[str]] = {}
+        grouped: dict[tuple[str, str, str, str], list[Diagnostic]] = {}
         for found in diagnostics:
             if self.verbose or found.severity != "note":
-                kind = (found.code, found.severity, found.reason, found.remedy)
-                grouped.setdefault(kind, []).append(found.node or found.value)
+                kind = (found.code, found.severity, _NUMBER.sub("#", found.reason), found.remedy)
+                grouped.setdefault(kind, []).append(found)
         limit = len(grouped) if self.verbose else SHOWN_FINDINGS
-        for index, ((code, severity, reason, remedy), names) in enumerate(grouped.items()):
+        for index, ((code, severity, _, remedy), group) in enumerate(grouped.items()):
             if index == limit:
                 self.line(f"... and {len(grouped) - limit} more findings (--verbose shows them)")
                 return
             if index == 0:
                 self.line()
+            reason = _spanning([found.reason for found in group])
             told = reason if self.verbose else _shortened_words(reason)
             remedy = f" ({remedy})" if remedy else ""
+            names = [found.node or found.value for found in group]
             self.item(f"{code} {severity}: {told}{remedy}", [name for name in names if name], indent=0)
 
     def data(self, document: Any) -> None:
         """The document of ``--json``; nothing otherwise."""
         if self.as_json:
             sys.stdout.write(f"{json.dumps(_finite(document), indent=1, allow_nan=False)}\n")
+
+
+_NUMBER = re.compile(r"(?<![\w.'/:#-])\d+(?:\.\d+)?(?![\w'/:]|\.\d)")
+"""A number that stands alone, not one in a name."""
+
+
+def _spanning(reasons: Sequence[str]) -> str:
+    """One sentence for sentences that differ in their numbers only: from the smallest number to the largest."""
+    columns = list(zip(*(_NUMBER.findall(reason) for reason in reasons), strict=True))
+    spans = iter(
+        column[0] if len(set(column)) == 1 else f"{min(column, key=float)} to {max(column, key=float)}"
+        for column in columns
+    )
+    return _NUMBER.sub(lambda _: next(spans), reasons[0])
 
 
 def _finite(document: Any) -> Any:
