@@ -134,3 +134,34 @@ def test_the_exporter_is_recognised(path: Path) -> None:
     expected = EXPORTERS[path.stem.split("_")[0]]
     found = exporter_of(load_model(path))
     assert found == expected or (expected == "PyTorch" and found.startswith(expected))
+
+
+WIDE = [
+    path
+    for path in MODELS
+    if path.stem
+    in {
+        "hand_i16_op21",
+        "hand_ms_domain_u16",
+        "hand_u16_op21",
+        "ort_lenet_qdq_s16s8",
+        "ort_lenet_qdq_u16s8_ms",
+        "quark_resnet_a16w8",
+    }
+]
+"""Models whose activations lie on 16-bit grids."""
+
+
+@pytest.mark.skipif(not WIDE, reason="QAT2INT8_ZOO names no folder with such models")
+@pytest.mark.parametrize("path", WIDE, ids=lambda path: path.stem)
+def test_16_bits_on_8_answer_as_well_and_run_in_integers(path: Path) -> None:
+    with pytest.raises(Qat2Int8Error, match="--narrow-16-bit"):
+        convert(path)
+    conversion = convert(path, narrow_16_bit=True)
+    assert conversion.certificate.integer_macs_percent == 100
+    with np.load(path.with_suffix(".npz")) as data:
+        stored = {key: data[key] for key in data.files}
+    (source,) = conversion.model.graph.inputs
+    answers = run(conversion.model, {source.name or "": stored["input_0"]}, optimize=True)[0]
+    moved = _top1(answers, stored["labels"]) - _top1(stored["output_0"], stored["labels"])
+    assert abs(moved) <= 0.3
