@@ -91,9 +91,13 @@ def role_of(node: oir.Node) -> Role:
 
 
 def attribute(node: oir.Node, name: str, default: float) -> float:
-    """A number among the attributes, written as an integer or not."""
+    """A number among the attributes, written as an integer or not.
+
+    Raises:
+        InvalidModel: it is something else.
+    """
     found = node.attributes.get(name)
-    return default if found is None else float(found.value)
+    return default if found is None else float(_numbers(node, name, found.value).reshape(-1)[0])
 
 
 def require_eight_bits(node: oir.Node) -> None:
@@ -105,7 +109,7 @@ def require_eight_bits(node: oir.Node) -> None:
     bits = [int(attribute(node, "bit_length", 8))]
     widths = node.attributes.get("quant_bits")
     if widths is not None:
-        bits += [int(width) for width in widths.value]
+        bits += [int(width) for width in _numbers(node, "quant_bits", widths.value).reshape(-1)]
     if any(width != 8 for width in bits):
         raise UnsupportedModel(
             f"it has {next(width for width in bits if width != 8)} bits, and only 8 are read",
@@ -130,7 +134,7 @@ def thresholds_of(model: Model, node: oir.Node, index: int = 1) -> FloatArray | 
         array = model.constant(node.inputs[0])
         found = None if array is None else _largest(array, channel_axis(node))
     elif given is not None and index == 1:
-        found = np.asarray(given.value)
+        found = _numbers(node, given.name, given.value)
     else:
         raise InvalidModel("it has no threshold", where=_where(node), remedy="export the model again")
     if found is None:
@@ -148,9 +152,16 @@ _NAMES = ("InScale", "Scale", "Scales")
 
 
 def channel_axis(node: oir.Node) -> int | None:
-    """The axis that has one threshold per channel; None where there is one for the whole tensor."""
+    """The axis that has one threshold per channel; None where there is one for the whole tensor.
+
+    Raises:
+        InvalidModel: an op that has one per channel names no axis.
+    """
     if "channel_wise" in node.op_type:
-        return int(attribute(node, "quant_axis", 0))
+        axis = int(attribute(node, "quant_axis", 0))
+        if axis < 0:
+            raise InvalidModel(f"quant_axis is {axis}", where=_where(node), remedy="export the model again")
+        return axis
     axis = int(attribute(node, "quant_axis", -1)) if node.op_type.endswith("_linear") else -1
     return axis if axis >= 0 else None
 
@@ -192,6 +203,18 @@ def levels_of(node: oir.Node, array: npt.NDArray[Any], thresholds: FloatArray, a
 def _largest(array: npt.NDArray[Any], axis: int | None) -> FloatArray:
     others = None if axis is None else tuple(index for index in range(array.ndim) if index != axis)
     return np.asarray(np.max(np.abs(array), axis=others, initial=0), np.float32)
+
+
+def _numbers(node: oir.Node, name: str, value: object) -> npt.NDArray[np.float64]:
+    """An attribute as numbers, one at least."""
+    try:
+        numbers = np.asarray(value, np.float64)
+    except (TypeError, ValueError):
+        numbers = np.zeros(0)
+    if not numbers.size:
+        what = f"{name} is {value!r}, not a number"
+        raise InvalidModel(what, where=_where(node), remedy="export the model again")
+    return numbers
 
 
 def _where(node: oir.Node) -> str:

@@ -358,6 +358,28 @@ def test_a_threshold_that_is_no_magnitude_is_an_error(threshold: float) -> None:
         ReadPaddleFakeQuant().run(model_of([node], {"t": threshold}), CTX)
 
 
+@pytest.mark.parametrize(
+    "attributes",
+    [{"bit_length": "eight"}, {"InScale": "one"}, {"round_type": []}, {"Scales": [b"x"]}],
+)
+def test_an_attribute_that_is_no_number_is_an_error(attributes: dict[str, Any]) -> None:
+    node = paddle("fake_quantize_dequantize_moving_average_abs_max", ["x"], ["y"])
+    for key, value in ({"InScale": 1.0} | attributes).items():
+        kind = onnx.AttributeProto.INTS if value == [] else None
+        node.attribute.append(helper.make_attribute(key, value, attr_type=kind))
+    if "Scales" in attributes:
+        node.attribute.remove(next(each for each in node.attribute if each.name == "InScale"))
+    with pytest.raises(InvalidModel, match="not a number"):
+        ReadPaddleFakeQuant().run(model_of([node], {}), CTX)
+
+
+def test_an_axis_from_the_back_is_an_error() -> None:
+    node = paddle("fake_channel_wise_quantize_dequantize_abs_max", ["w"], ["d"], quant_axis=-1)
+    model = model_of([node, helper.make_node("MatMul", ["x", "d"], ["y"])], {"w": W})
+    with pytest.raises(InvalidModel, match="quant_axis is -1"):
+        ReadPaddleFakeQuant().run(model, CTX)
+
+
 def test_no_threshold_is_an_error() -> None:
     node = paddle("fake_quantize_dequantize_moving_average_abs_max", ["x"], ["y"])
     with pytest.raises(InvalidModel, match="has no threshold"):
