@@ -16,7 +16,7 @@ import onnx_ir as oir
 
 from qat2int8.ir.interval import UNBOUNDED, Interval
 from qat2int8.ir.model import ChannelMoments, Model
-from qat2int8.ir.quant import QuantParams
+from qat2int8.ir.quant import Provenance, QuantParams
 
 __all__ = ["VALUE_PRESERVING", "Ranges", "hard_sigmoid_coefficients", "moments_interval"]
 
@@ -96,6 +96,21 @@ class Ranges:
             self.seen(lower) if lower is not None else Interval(lowest, lowest),
             self.seen(upper) if upper is not None else Interval(highest, highest),
         )
+
+    def hard_swish_source(self, product: oir.Node) -> oir.Value | None:
+        """``x`` where ``product``, a Mul, computes ``x * HardSigmoid(x)`` and that is HardSwish.
+
+        A gate on a trained grid does not count: it saturates and rounds on its own.
+        """
+        for gated, gate in (product.inputs, product.inputs[::-1]):
+            maker = gate.producer() if gate is not None else None
+            if maker is None or maker.op_type != "HardSigmoid" or maker.domain or maker.inputs[0] is not gated:
+                continue
+            alpha, beta = hard_sigmoid_coefficients(maker)
+            params = self._model.scales.get(gate)
+            plain = params is None or params.source < Provenance.CALIBRATED
+            return gated if plain and math.isclose(alpha, 1.0 / 6.0, rel_tol=1e-5) and beta == 0.5 else None
+        return None
 
     def _constant(self, value: oir.Value) -> Interval:
         if value not in self._constants:
@@ -222,6 +237,9 @@ def _sub(ranges: Ranges, node: oir.Node) -> Interval:
 
 
 def _mul(ranges: Ranges, node: oir.Node) -> Interval:
+    source = ranges.hard_swish_source(node)
+    if source is not None:
+        return _dipping(ranges.seen(source), _hard_swish_at, _HARD_SWISH_VALLEY)
     if node.inputs[0] is node.inputs[1]:
         amax = ranges.seen(node.inputs[0]).amax
         return Interval(0.0, amax * amax)
@@ -259,13 +277,24 @@ def _hard_sigmoid(ranges: Ranges, node: oir.Node) -> Interval:
 
 
 def _hard_swish(ranges: Ranges, node: oir.Node) -> Interval:
-    return _dipping(ranges, node, lambda x: x * min(max(x / 6.0 + 0.5, 0.0), 1.0), -1.5)
+    return _dipping(ranges.seen(node.inputs[0]), _hard_swish_at, _HARD_SWISH_VALLEY)
+
+
+def _hard_swish_at(x: float) -> float:
+    return x * min(max(x / 6.0 + 0.5, 0.0), 1.0)
+
+
+_HARD_SWISH_VALLEY = -1.5
 
 
 def _gelu(ranges: Ranges, node: oir.Node) -> Interval:
     if node.attributes.get_string("approximate", "none") == "tanh":
-        return _dipping(ranges, node, _gelu_tanh, _GELU_TANH_VALLEY)
-    return _dipping(ranges, node, lambda x: 0.5 * x * (1.0 + math.erf(x / math.sqrt(2.0))), _GELU_VALLEY)
+        return _dipping(ranges.seen(node.inputs[0]), _gelu_tanh, _GELU_TANH_VALLEY)
+    return _dipping(ranges.seen(node.inputs[0]), _gelu_at, _GELU_VALLEY)
+
+
+def _gelu_at(x: float) -> float:
+    return 0.5 * x * (1.0 + math.erf(x / math.sqrt(2.0)))
 
 
 def _gelu_tanh(x: float) -> float:
@@ -277,9 +306,8 @@ _GELU_TANH_VALLEY = -0.7524614
 """Where the two spellings of Gelu are lowest."""
 
 
-def _dipping(ranges: Ranges, node: oir.Node, f: Callable[[float], float], valley: float) -> Interval:
-    """Image under a function that falls until ``valley``, rises after it, and vanishes at minus infinity."""
-    span = ranges.seen(node.inputs[0])
+def _dipping(span: Interval, f: Callable[[float], float], valley: float) -> Interval:
+    """Image of ``span`` under a function that falls until ``valley``, rises after it, and vanishes at the left."""
     at = [0.0 if end == -math.inf else (math.inf if end == math.inf else f(end)) for end in (span.lo, span.hi)]
     if span.lo <= valley <= span.hi:
         at.append(f(valley))

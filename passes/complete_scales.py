@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
+import numpy as np
 import onnx_ir as oir
 
-from qat2int8.ir import INT8, Code, Contract, Diagnostic, Fact, Interval, Model, Provenance, Severity
-from qat2int8.ir.ranges import Ranges
+from qat2int8.ir import INT8, Code, Contract, Diagnostic, Fact, Interval, Model, Provenance, QuantParams, Severity
+from qat2int8.ir.ranges import Ranges, hard_sigmoid_coefficients
 from qat2int8.passes.base import Context, Numerics, Pass, PassResult
 from qat2int8.passes.demand import Demand
 from qat2int8.passes.fake_quant import stored_by
@@ -27,6 +29,9 @@ class CompleteScales(Pass):
     1. the demanded range: what the grids behind it can tell apart (:mod:`qat2int8.passes.demand`),
     2. the forward range: what its producer can compute (:mod:`qat2int8.ir.ranges`),
     3. what BatchNorm saw in training: ``beta +- sigmas * |gamma|`` of each channel.
+
+    The gate of a HardSwish or of a squeeze-and-excitation block gets the levels of the tensor it is made from
+    (``clip-hard-sigmoid``).
 
     Inputs of Conv, Gemm and MatMul are never invented: a layer without fake quant on its input was left in
     float by whoever trained it. Neither are graph outputs. What stays without a grid gets a diagnostic.
@@ -113,6 +118,11 @@ class _Completion:
             return True
         if value.is_graph_output() or _has_wide_grid(value):
             return False
+        levels = self.levels_of_input(value)
+        if levels is not None:
+            self.model.scales.set(value, levels)
+            self.derived += 1
+            return True
         reader = self.layers.get(value)
         if reader is not None:
             self.missing[value] = self._left_in_float(value, node, reader)
@@ -124,9 +134,46 @@ class _Completion:
             self.missing[value] = self._missing(value, node)
             return False
         params = self.target.grid_for(span, source=Provenance.DERIVED, origin=self._origin(value, span, demanded))
-        self.model.scales.set(value, params)
+        self.model.scales.set(value, self.on_gate_levels(value, params))
         self.derived += 1
         return True
+
+    def levels_of_input(self, value: oir.Value) -> QuantParams | None:
+        """For a HardSigmoid of integers: the grid on which its result is its input's levels, clipped.
+
+        The end of the ramp lies on a level, so that an open gate is 1 exactly.
+        """
+        gate = value.producer()
+        if gate is None or (gate.domain, gate.op_type) != ("", "HardSigmoid"):
+            return None
+        source = gate.inputs[0]
+        if source is None or source not in self.integer:
+            return None
+        lowered = self.target.lower(self.model.scales[source])
+        if lowered is None or lowered.dtype.bits != self.target.activation_dtype.bits:
+            return None
+        alpha, beta = hard_sigmoid_coefficients(gate)
+        ramp = round(1.0 / (alpha * float(lowered.scale))) if alpha > 0.0 else 0
+        zero = int(lowered.zero_point) - round(beta / (alpha * float(lowered.scale))) if ramp > 0 else 0
+        levels = self.target.activation_dtype
+        if not _FEWEST_LEVELS <= ramp < 1 << levels.bits or not levels.qmin <= zero <= levels.qmax:
+            return None
+        origin = f"the levels of '{source.name}'"
+        return QuantParams.make(1.0 / ramp, zero, levels, source=Provenance.DERIVED, origin=origin)
+
+    def on_gate_levels(self, value: oir.Value, params: QuantParams) -> QuantParams:
+        """``params``, a little coarser where a HardSigmoid reads the tensor: its ramp begins on a level."""
+        gates = [use.node for use in value.uses() if use.node.op_type == "HardSigmoid" and use.node.domain == ""]
+        alpha, beta = hard_sigmoid_coefficients(gates[0]) if gates else (0.0, 0.0)
+        if alpha <= 0.0 or beta <= 0.0 or self.target.zero_point != "any":
+            return params
+        count = math.floor(beta / alpha / float(params.scale) + 1e-6)
+        if count < 1:
+            return params
+        lowest = params.dtype.qmin
+        step = beta / alpha / count
+        zero = lowest + round(-params.interval.lo / step)
+        return params.with_(scale=np.asarray(step, np.float32), zero_point=np.asarray(zero, np.int32))
 
     def _origin(self, value: oir.Value, span: Interval, demanded: Interval) -> str:
         ends = []
@@ -165,3 +212,7 @@ def _has_wide_grid(value: oir.Value) -> bool:
     """Whether ``value`` was trained on more than 8 bits, which a derived grid would silently replace."""
     stored = (stored_by(use.node) for use in value.uses() if use.node.op_type == "QuantizeLinear")
     return any(dtype is not None and dtype.bitwidth > INT8.bits for dtype in stored)
+
+
+_FEWEST_LEVELS = 32
+"""Of a gate between 0 and 1. A coarser one would be heard; then it gets a grid of its own."""

@@ -155,15 +155,25 @@ def test_a_pool_behind_an_untrained_relu_gets_the_forward_range() -> None:
 
 
 def test_hard_swish_demands_nothing_below_minus_three() -> None:
-    for body in ("y = HardSwish(c)", "h = HardSigmoid<alpha=0.16666667, beta=0.5>(c)\ny = Mul(c, h)"):
-        added, _ = completed(f"{body}\nout = Exp(y)", y=QuantParams.make(6.375 / 255, 15, UINT8))
-        assert holds(added["c"], -3, 6)
+    grid = QuantParams.make(6.375 / 255, 15, UINT8)
+    added, _ = completed("y = HardSwish(c)\nout = Exp(y)", y=grid)
+    assert holds(added["c"], -3, 6)
+    # 3 is a whole number of steps for the gate: 84 of them.
+    added, _ = completed("h = HardSigmoid<alpha=0.16666667, beta=0.5>(c)\ny = Mul(c, h)\nout = Exp(y)", y=grid)
+    assert holds(added["c"], -3, 171 * 3 / 84)
+    assert added["h"].same_grid(QuantParams.make(1 / 168, 0, UINT8))
 
 
 def test_squeeze_and_excitation() -> None:
     body = "h = HardSigmoid<alpha=0.16666667, beta=0.5>(c)\ny = Mul(r, h)\nout = Exp(y)"
     added, _ = completed(body, r=R, y=Y)
-    assert holds(added["c"], -3, 3)
+    assert holds(added["c"], -3, 128 * 3 / 127)
+
+
+def test_a_gate_that_would_be_coarse_gets_a_grid_of_its_own() -> None:
+    body = "h = HardSigmoid<alpha=0.16666667, beta=0.5>(c)\ny = Mul(c, h)\nout = Exp(y)"
+    added, _ = completed(body, c=QuantParams.make(1, 128, UINT8), y=Y)
+    assert holds(added["h"], 0, 1)
 
 
 def test_a_gate_gets_the_range_of_its_function() -> None:
