@@ -20,7 +20,8 @@ class ReduceMeanToGlobalAveragePool(Pass):
     onnxruntime's CPU provider has an integer kernel for GlobalAveragePool and none for ReduceMean; in NHWC it
     takes a third of the time of the float one. Grids must not have been spread yet, so that they reach the pool.
 
-    Only float32 tensors of a known rank of three or more, with constant axes that are exactly the spatial ones.
+    Only float32 tensors of a known rank of four or more, with constant axes that are exactly the spatial ones. The
+    mean over the last of three axes is part of a LayerNormalization more often than of a network of Conv1d.
     """
 
     name = "reduce-mean-to-global-average-pool"
@@ -33,7 +34,7 @@ class ReduceMeanToGlobalAveragePool(Pass):
             if node.domain or source is None or source.dtype is not oir.DataType.FLOAT or source.shape is None:
                 continue
             rank = source.shape.rank()
-            if rank > 2 and _axes(model, node, rank) == list(range(2, rank)):
+            if rank > 3 and _axes(model, node, rank) == list(range(2, rank)):
                 _replace(model, node, source)
                 replaced += 1
         return PassResult({"replaced": replaced})

@@ -20,7 +20,8 @@ class SubDivToAddMul(Pass):
     """Turn ``x - c`` into ``x + (-c)`` and ``x / c`` into ``x * (1/c)`` for float constants ``c``.
 
     onnxruntime has integer kernels for Add and Mul only. A product with a scalar moves on into a scale
-    (``optimize-int8``).
+    (``optimize-int8``). Where the result has no grid the node is left: no integer kernel could compute it, and the
+    runtime recognises the division in a GELU or an attention as it is.
 
     A constant with a trained grid keeps it, mirrored: the levels change their sign around the zero point. A lowest
     level without a mirror image is a reason to leave the node alone, and so is the grid of a divisor, whose
@@ -37,6 +38,8 @@ class SubDivToAddMul(Pass):
         for node in model.nodes("Sub", "Div"):
             constant = model.constant(node.inputs[1])
             if node.domain != "" or constant is None or constant.dtype != np.float32:
+                continue
+            if node.outputs[0] not in model.scales:
                 continue
             subtracts = node.op_type == "Sub"
             if (_negate if subtracts else _invert)(model, node, constant):

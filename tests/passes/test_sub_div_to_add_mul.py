@@ -13,6 +13,9 @@ def arithmetic(op: str, constant: str = "1, -2", order: str = "x, c") -> str:
     return f"g (float[2] x) => (float[2] y) <float[2] c = {{{constant}}}> {{ [n] y = {op} ({order}) }}"
 
 
+Y = QuantParams.make(0.5, 3, UINT8)
+
+
 def test_a_subtraction_becomes_an_addition() -> None:
     _, result = check_pass(
         SubDivToAddMul(),
@@ -20,6 +23,7 @@ def test_a_subtraction_becomes_an_addition() -> None:
         """g (float[2] x) => (float[2] y) <float[2] c = {1, -2}, float[2] c_negated = {-1, 2}> {
           [n] y = Add (x, c_negated)
         }""",
+        scales={"y": Y},
     )
     assert result.counts == {"subtractions": 1, "divisions": 0}
 
@@ -31,6 +35,7 @@ def test_a_division_becomes_a_multiplication() -> None:
         """g (float[2] x) => (float[2] y) <float[2] c = {4, 4}, float[2] c_inverse = {0.25, 0.25}> {
           [n] y = Mul (x, c_inverse)
         }""",
+        scales={"y": Y},
     )
     assert result.counts == {"subtractions": 0, "divisions": 1}
 
@@ -39,6 +44,7 @@ def test_a_division_becomes_a_multiplication() -> None:
 def test_the_numbers_stay_the_same(constant: float, op: str) -> None:
     model = parse(arithmetic(op, f"{constant}, {constant}"))
     before = model.to_proto()
+    model.scales.set(model.values()["y"], Y)
     assert apply(SubDivToAddMul(), model).modified
     assert_same_numbers(before, model, {"x": np.asarray([3.5, -0.125], np.float32)})
 
@@ -63,6 +69,7 @@ def test_a_trained_constant_keeps_its_levels(
 ) -> None:
     model = parse(arithmetic("Sub", constant))
     model.scales.set(model.values()["c"], grid)
+    model.scales.set(model.values()["y"], Y)
     result = apply(SubDivToAddMul(), model)
     assert result.modified is (mirrored is not None)
     if mirrored is not None:
@@ -90,6 +97,12 @@ def test_a_trained_constant_keeps_its_levels(
 )
 def test_others_stay(text: str, gridded: bool) -> None:
     model = parse(text)
+    model.scales.set(model.values()["y"], Y)
     if gridded:
         model.scales.set(model.values()["c"], QuantParams.make(0.5, 0, INT8))
     assert not SubDivToAddMul().run(model, Context(TARGET)).modified
+
+
+@pytest.mark.parametrize("op", ["Sub", "Div"])
+def test_a_result_without_a_grid_is_left_as_it_is(op: str) -> None:
+    assert not SubDivToAddMul().run(parse(arithmetic(op, "4, 4")), Context(TARGET)).modified
