@@ -29,7 +29,8 @@ class OptimizeInt8(Pass):
     * ``DQ -> Q`` with equal parameters vanishes.
     * Q moves up and DQ down through data movement, so that pools, reshapes and concats work on integers. A
       selection is only moved onto integers that are there already, or quantizing what it drops would cost more
-      than it saves.
+      than it saves. A MaxPool between two grids takes the second: rounding is monotone, so the maximum of what is
+      rounded is the maximum rounded.
     * A Relu, Clip, Max or Min that the quantizer behind it computes by saturating vanishes.
 
     By float rounding:
@@ -191,7 +192,7 @@ class _Squasher:
             return False
         source = mover.inputs[0]
         assert source is not None
-        if mover.op_type not in _WHOLE and not self.is_on_integers(source, step):
+        if mover.op_type not in _WHOLE and not self.is_on_integers(source, step, pools=mover.op_type == "MaxPool"):
             return False
         if self.quantized_otherwise(source, step):
             return False
@@ -334,11 +335,16 @@ class _Squasher:
             return None
         return read_step(self.model, node)
 
-    def is_on_integers(self, value: oir.Value, step: Step) -> bool:
-        """Whether a Q of ``value`` would only turn integers into integers, at no cost or once instead of twice."""
+    def is_on_integers(self, value: oir.Value, step: Step, *, pools: bool) -> bool:
+        """Whether a Q of ``value`` would only turn integers into integers, at no cost or once instead of twice.
+
+        A pool of floats between two quantizers costs more than the Q of all it reads.
+        """
         dequantize = self.step_before(value, "DequantizeLinear")
         if dequantize is None:
             return False
+        if pools:
+            return True
         integers = dequantize.node.inputs[0]
         if dequantize.equals(step):
             return True

@@ -471,7 +471,11 @@ def test_data_movement_joins_where_both_sides_lie_on_one_grid(op: str, shape: st
     assert moved is not None
     assert moved.inputs[0] is model.values()["c_dequantized"]
     model = model_of(text, weights, {"x": S8, "w": W, "c": S8, "y": W})
-    finding = only(place(model), Code.KEPT_FLOAT)
+    placed = place(model)
+    if op.startswith("MaxPool"):
+        assert placed.counts["MaxPool"] == 1  # rounding commutes with a maximum
+        return
+    finding = only(placed, Code.KEPT_FLOAT)
     assert "different grids" in finding.reason
     assert (finding.node, finding.value) == ("op", "y")
 

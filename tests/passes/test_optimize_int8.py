@@ -364,6 +364,31 @@ def test_pools_slices_pads_and_nearest_resizes_work_on_integers(move: str, shape
     assert ops(model) == [Q, move.split()[0], DQ, "Neg"]
 
 
+@pytest.mark.parametrize("others", ["", "v = Abs (d)"])
+def test_a_pool_between_two_grids_takes_the_second(others: str) -> None:
+    model, _ = tidy(
+        f"{ENTER} t = QuantizeLinear (d, s, z) u = DequantizeLinear (t, s, z) {others}"
+        "m = MaxPool <kernel_shape = [2,2], strides = [2,2]> (d)"
+        "r = QuantizeLinear (m, s2, z2) e = DequantizeLinear (r, s2, z2) y = Neg (e) w = Neg (u)",
+        outputs="float[1,2,2,2] y, float[1,2,4,4] w" + (", float[1,2,4,4] v" if others else ""),
+    )
+    pool = next(node for node in model.graph if node.op_type == "MaxPool")
+    quantize = pool.inputs[0].producer() if pool.inputs[0] is not None else None
+    assert quantize is not None
+    assert quantize.op_type == Q
+    assert [value.name for value in quantize.inputs[1:] if value is not None] == ["s2", "z2"]
+
+
+def test_a_slice_between_two_grids_stays() -> None:
+    model, _ = tidy(
+        f"{ENTER} v = Abs (d) m = Slice (d, i0, i1, i0)"
+        "r = QuantizeLinear (m, s2, z2) e = DequantizeLinear (r, s2, z2) y = Neg (e)",
+        outputs="float[1,1,4,4] y, float[1,2,4,4] v",
+        more="int64[1] i0 = {1}, int64[1] i1 = {2}",
+    )
+    assert next(node for node in model.graph if node.op_type == "Slice").inputs[0].producer().op_type == DQ  # type: ignore[union-attr]
+
+
 def test_pad_on_integers_pads_with_the_zero_point() -> None:
     model, _ = tidy(
         f"{ENTER} m = Pad (d, pads) y = Neg (m)",
