@@ -59,7 +59,8 @@ class Target:
 
     Without ``integer_clip`` levels at the ends of a grid cannot be cut off between Quantize and Dequantize, and a
     float Clip in front does it. ``rewrites`` names the passes, among those that pay on some runtimes only, that
-    run for this one, and ``formats`` the forms of a model that the runtime reads.
+    run for this one, and ``formats`` the forms of a model that the runtime reads. ``faster_in_float`` names op
+    types that have an integer kernel which is slower than Dequantize, the float kernel and Quantize.
     """
 
     name: str
@@ -74,6 +75,7 @@ class Target:
     weight_zero_point: Literal["any", "symmetric"] = "symmetric"
     integer_clip: bool = True
     rewrites: tuple[str, ...] = ()
+    faster_in_float: tuple[str, ...] = ()
     ops: Mapping[str, OpRule] = field(default_factory=dict)
     formats: tuple[Format, ...] = (Format.QDQ,)
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import onnx_ir as oir
 
-from qat2int8.ir import Fact, Model
+from qat2int8.ir import Code, Diagnostic, Fact, Model, Severity
 from qat2int8.passes.base import Context, Pass, PassResult
 from qat2int8.passes.registry import register
 
@@ -19,6 +19,8 @@ class GuardFloatLayers(Pass):
     onnxruntime quantizes the float weight of such a layer by itself, with one step for the whole weight, and runs
     it in integers (``WeightBiasQuantization``, found with 1.31): an accuracy nobody asked for, on a layer somebody
     may have left out on purpose. A Max of one input computes nothing, and no optimizer of the runtime drops it.
+
+    The same guard keeps ops in float that the target says are slower in integers (``faster_in_float``).
     """
 
     name = "guard-float-layers"
@@ -26,13 +28,18 @@ class GuardFloatLayers(Pass):
     per_target = True
 
     def run(self, model: Model, ctx: Context) -> PassResult:
-        guarded = 0
-        for node in model.nodes("Conv", "ConvTranspose", "Gemm"):
+        guarded, notes = 0, list[Diagnostic]()
+        slow = ctx.target.faster_in_float
+        for node in model.nodes("Conv", "ConvTranspose", "Gemm", *slow):
             source = node.inputs[0]
             producer = source.producer() if source is not None else None
             if source is None or producer is None or producer.op_type != "DequantizeLinear":
                 continue
-            if model.constant(node.inputs[1]) is None or not _is_quantized(node.outputs[0]):
+            if not _is_quantized(node.outputs[0]):
+                continue
+            if node.op_type in slow:
+                notes.append(self._faster_in_float(node, ctx))
+            elif model.constant(node.inputs[1]) is None:
                 continue
             guard = oir.node("Max", [source], name=model.unique_name(f"{node.name}_guard"))
             result = guard.outputs[0]
@@ -41,7 +48,16 @@ class GuardFloatLayers(Pass):
             model.insert_before(node, guard)
             node.replace_input_with(0, result)
             guarded += 1
-        return PassResult({"guarded": guarded})
+        return PassResult({"guarded": guarded}, tuple(notes))
+
+    def _faster_in_float(self, node: oir.Node, ctx: Context) -> Diagnostic:
+        return self.note(
+            Code.KEPT_FLOAT,
+            f"{node.op_type} stays in float: faster in float than the integer kernel of {ctx.target.name}",
+            node=node.name or "",
+            severity=Severity.NOTE,
+            remedy=_REMEDIES.get(node.op_type, ""),
+        )
 
 
 def _is_quantized(value: oir.Value) -> bool:
@@ -52,3 +68,6 @@ def _is_quantized(value: oir.Value) -> bool:
         if use.node.op_type in ("Relu", "Clip") and _is_quantized(use.node.outputs[0]):
             return True
     return False
+
+
+_REMEDIES = {"AveragePool": "let padding count (count_include_pad): then it becomes a convolution"}

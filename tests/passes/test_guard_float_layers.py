@@ -1,8 +1,10 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from support import TARGET, apply, parse, run
 
-from qat2int8.ir import Model
+from qat2int8.ir import Code, Model, Severity
 from qat2int8.passes import Context
 from qat2int8.passes.guard_float_layers import GuardFloatLayers
 from qat2int8.pipelines.certificate import certify
@@ -52,3 +54,34 @@ def test_a_float_layer_between_quantizers_stays_in_float(body: str) -> None:
 )
 def test_other_layers_need_no_guard(body: str) -> None:
     assert not GuardFloatLayers().run(layer(body), Context(TARGET)).modified
+
+
+POOL = """g (uint8[1,2,8,8] q) => (uint8[1,2,8,8] o) <float s = {0.05}, uint8 z = {128}> {
+  [dq] x = DequantizeLinear (q, s, z)
+  [pool] c = AveragePool <kernel_shape = [3,3], pads = [1,1,1,1]> (x)
+  [q2] o = QuantizeLinear (c, s, z)
+}"""
+SLOW = Context(replace(TARGET, faster_in_float=("AveragePool",)))
+
+
+def test_an_op_that_is_faster_in_float_stays_there_and_it_is_told() -> None:
+    model = parse(POOL)
+    before = model.to_proto()
+    assert "QLinearAveragePool" in certify(model, before.SerializeToString()).executed
+    result = apply(GuardFloatLayers(), model, SLOW)
+    assert result.counts == {"guarded": 1}
+    (finding,) = result.diagnostics
+    assert (finding.code, finding.severity, finding.node) == (Code.KEPT_FLOAT, Severity.NOTE, "pool")
+    assert "faster in float" in finding.reason
+    assert "QLinearAveragePool" not in certify(model, model.to_proto().SerializeToString()).executed
+    q = np.random.default_rng(0).integers(0, 256, (1, 2, 8, 8)).astype(np.uint8)
+    np.testing.assert_array_equal(run(model, {"q": q}, optimize=True)[0], run(before, {"q": q})[0])
+
+
+@pytest.mark.parametrize(
+    ("text", "ctx"),
+    [(POOL, Context(TARGET)), (POOL.replace("[q2]", "n = Neg (c) [q2]").replace("(c, s", "(n, s"), SLOW)],
+    ids=["another target", "no quantizer behind"],
+)
+def test_other_pools_need_no_guard(text: str, ctx: Context) -> None:
+    assert not GuardFloatLayers().run(parse(text), ctx).modified
