@@ -155,6 +155,16 @@ def test_a_sound_conversion_is_right_at_every_level() -> None:
     assert all(tensor.same_grid for tensor in found.levels.tensors)
 
 
+def test_operators_on_integers_hold_the_same_tensors() -> None:
+    source = network(np.random.default_rng(0))
+    found = [
+        convert(source, format=form).fidelity_on([feeds(np.random.default_rng(1))])
+        for form in ("qdq", "qoperator")
+    ]
+    assert shares(found[0].local_levels) == shares(found[1].local_levels)
+    assert list(shares(found[1].levels)) == ["x", "r", "p"]
+
+
 def test_the_fidelity_of_a_conversion_has_the_levels(tmp_path: Path) -> None:
     source, conversion = converted()
     onnx.save(source, tmp_path / "source.onnx")
