@@ -26,7 +26,7 @@ def folder(tmp_path: Path) -> Path:
     for name, size in (("a.png", (20, 31, 3)), ("b.png", (40, 22, 3)), ("c.png", (20, 20, 3))):
         Image.fromarray(rng.integers(0, 256, size).astype(np.uint8)).save(tmp_path / name)
     (tmp_path / "c.png").write_bytes((tmp_path / "c.png").read_bytes()[:200])
-    (tmp_path / "val_list.txt").write_text("c.png 1\na.png 2\nnone.png 3\nb.png 4\n")
+    (tmp_path / "val_list.txt").write_text("c.png 1\na.png 7\nnone.png 3\nb.png 5\n")
     return tmp_path
 
 
@@ -56,8 +56,8 @@ def test_the_packed_file_is_what_the_folder_gives_without_holes(folder: Path, na
         "val_list.txt:3",
     ]
     (batch,) = open_data(folder / name)
-    assert labels_of([batch]) == [2, 4]
-    (folder / "good.txt").write_text("a.png 2\nb.png 4\n")
+    assert labels_of([batch]) == [7, 5]
+    (folder / "good.txt").write_text("a.png 7\nb.png 5\n")
     (expected,) = open_data(f"{folder / 'good.txt'}?preset=imagenet&resize=16&crop=14")
     packed, unpacked = (next(iter(one.inputs.values())) for one in (batch, expected))
     np.testing.assert_array_equal(packed, unpacked)

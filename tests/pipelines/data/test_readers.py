@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import gzip
 import struct
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from data_formats import LABELS, batch_file, idx, inputs_of, labels_of, mnist, paddle, pixels, tensorrt
+from data_formats import LABELS, batch_file, idx, inputs_of, labels_of, mnist, mnist_gzip, paddle, pixels, tensorrt
 
 from qat2int8.ir import DataError
 from qat2int8.pipelines.data import InputSpec, open_data
@@ -193,6 +194,14 @@ def test_files_of_a_folder_are_taken_in_order_of_their_names(tmp_path: Path) -> 
     assert labels_of(list(data)) == [0, 1, 2]
 
 
+def test_the_labels_of_batches_in_a_folder(tmp_path: Path) -> None:
+    for first in (0, 6):
+        np.save(tmp_path / f"b{first}.npy", pixels(2, 3)[first : first + 6])
+    np.save(tmp_path / "labels.npy", LABELS)
+    assert labels_of(list(open_data(tmp_path, [X], batch_size=4))) == LABELS.tolist()
+    assert labels_of(list(open_data(f"{tmp_path}?skip=3", [X], batch_size=2))) == LABELS[3:].tolist()
+
+
 def test_what_a_file_holds_can_be_said(tmp_path: Path) -> None:
     np.save(tmp_path / "a.npy", pixels(2, 3))
     assert open_data(tmp_path).count == 10
@@ -265,6 +274,14 @@ def test_files_that_are_no_images_of_mnist(tmp_path: Path, content: bytes, says:
     source, images = mnist(tmp_path, pixels(1, 2, 3))
     images.write_bytes(content)
     assert says in refused(f"{source}?format=mnist")
+
+
+@pytest.mark.parametrize("which", ["images", "labels"])
+def test_a_compressed_file_that_goes_on(tmp_path: Path, which: str) -> None:
+    source, images = mnist_gzip(tmp_path, pixels(1, 2, 3))
+    file = images if which == "images" else images.with_name("t10k-labels-idx1-ubyte.gz")
+    file.write_bytes(gzip.compress(gzip.decompress(file.read_bytes()) + b"\0"))
+    assert refused(source) == f"{file}: goes on behind its samples (copy it again)"
 
 
 def test_labels_given_by_hand(tmp_path: Path) -> None:
