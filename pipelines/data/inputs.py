@@ -101,6 +101,11 @@ class Names:
         if self.labels is not None and labels not in available:
             raise _missing("labels are to be", labels, available, where)
         found = labels if labels in available else None
+        if self.inputs is None and self.renamed:
+            for array in self.renamed.values():
+                if array not in available:
+                    raise _missing("an input is to be", array, available, where)
+            return Chosen({name or array: array for name, array in self.renamed.items()}, found)
         if self.inputs is None:
             return Chosen({name: name for name in available if name != found}, found)
         renamed = self._renamed(available, where)

@@ -19,7 +19,7 @@ from qat2int8.pipelines.tables.dynamic_range_text import (
 )
 from qat2int8.pipelines.tables.json_table import parse_json, read_json, write_json
 from qat2int8.pipelines.tables.onnxruntime_json import METHODS, is_onnxruntime, read_onnxruntime, write_onnxruntime
-from qat2int8.pipelines.tables.table import CalibrationTable, algorithm_name
+from qat2int8.pipelines.tables.table import CalibrationTable, Entry, algorithm_name
 from qat2int8.pipelines.tables.tensorrt_cache import read_tensorrt, write_tensorrt
 
 __all__ = ["FORMATS", "format_named", "losses", "parse_table", "read_table", "recognise", "write_table"]
@@ -156,7 +156,7 @@ def losses(table: CalibrationTable, format: str) -> list[str]:
     if format == "qat2int8":
         return []
     told = []
-    uneven = [e for e in table.entries.values() if (e.lo, e.hi) != (-e.amax, e.amax)]
+    uneven = [entry for entry in table.entries.values() if not _is_symmetric(entry)]
     if format == "onnxruntime":
         wider = sum(entry.amax != max(-entry.lo, entry.hi) for entry in table.entries.values())
         if wider:
@@ -175,6 +175,12 @@ def losses(table: CalibrationTable, format: str) -> list[str]:
     if any(entry.statistics is not None for entry in table.entries.values()):
         told.append("the statistics are lost: it cannot be merged any more")
     return told
+
+
+def _is_symmetric(entry: Entry) -> bool:
+    """Whether a range ends at both its ``amax``, give or take the level that int8 has more below zero."""
+    step = 1.001 * entry.amax / 127
+    return abs(entry.lo + entry.amax) <= step and entry.hi == entry.amax
 
 
 _KNOWN = f"known are {', '.join(f'{key} ({format.title})' for key, format in FORMATS.items())}"

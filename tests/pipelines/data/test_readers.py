@@ -42,6 +42,9 @@ def test_which_array_is_for_which_input_can_be_said(tmp_path: Path) -> None:
     (batch,) = open_data(source, pair)
     np.testing.assert_array_equal(batch.inputs["y:0"], pixels(4))
     assert labels_of([batch]) == LABELS.tolist()
+    (without_a_model,) = open_data(f"{tmp_path / 'd.npz'}?inputs=z:a")
+    assert list(without_a_model.inputs) == ["z"]
+    assert "an array 'c', which is not there" in refused(f"{tmp_path / 'd.npz'}?inputs=c")
     (alone,) = open_data(f"{tmp_path / 'd.npz'}?inputs=a", [X])
     np.testing.assert_array_equal(alone.inputs["x"], pixels(2, 3))
 

@@ -12,6 +12,7 @@ from qat2int8 import convert
 from qat2int8.ir import UnsupportedModel
 from qat2int8.pipelines.tables import read_table, write_table
 from qat2int8.pipelines.tables.extraction import extract
+from qat2int8.pipelines.tables.files import losses
 
 QAT_MODEL = REPOSITORY / "tools" / "demo_data" / "resnet_trt_qat.onnx"
 
@@ -53,6 +54,7 @@ def test_the_integer_model_has_the_ranges_of_the_trained_one(tmp_path: Path, enc
 
 def test_it_travels(tmp_path: Path) -> None:
     table, _ = extract(QAT_MODEL)
+    assert not any("symmetric" in line for line in losses(table, "tensorrt"))
     write_table(table, tmp_path / "cache", "tensorrt")
     back = read_table(tmp_path / "cache")
     for name, entry in table.entries.items():
