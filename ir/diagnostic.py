@@ -33,6 +33,7 @@ class Code(enum.StrEnum):
     NODE_SKIPPED = "Q303"
     UNSUPPORTED_OP = "Q304"
     ACTIVATION_NOT_ABSORBED = "Q305"
+    PLACEMENT_RULE = "Q306"
     # Structure
     NOT_FUSED = "Q401"
     INITIALIZER_INPUT_FROZEN = "Q402"

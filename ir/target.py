@@ -23,6 +23,8 @@ class Contract(StrEnum):
     """Every input and the output on grids of their own: Add, Mul, Concat, GlobalAveragePool."""
     MOVEMENT = "movement"
     """Moves or selects elements: runs on the integers themselves, input and output share one grid."""
+    RESIDUAL = "residual"
+    """Fused into the convolution that computes one of its two inputs; the other one is on a grid: Add."""
 
 
 class Format(StrEnum):
@@ -53,19 +55,25 @@ class OpRule:
 class Target:
     """A runtime and what it accepts.
 
-    ``activation`` is the integer type activations are lowered to; with ``zero_point`` "any" a range may sit
-    anywhere (asymmetric), with "symmetric" zero is always level 0. Weights are int8, with zero point 0 where
-    ``weight_zero_point`` is "symmetric"; with "any" a kernel also takes another one, slower.
+    ``activation`` is the integer type activations are lowered to, "either" where both will do; with
+    ``zero_point`` "any" a range may sit anywhere (asymmetric), with "symmetric" zero is always level 0. Weights
+    are int8, with zero point 0 where ``weight_zero_point`` is "symmetric"; with "any" a kernel also takes
+    another one, slower.
+
+    With ``placement`` "around" an integer kernel reads and writes tensors on grids, and a quantizer stands behind
+    each. With "inputs" quantizers stand on the inputs of layers only: the runtime fuses float ops behind a layer
+    into it and finds the grid of the result at the next layer.
 
     Without ``integer_clip`` levels at the ends of a grid cannot be cut off between Quantize and Dequantize, and a
     float Clip in front does it. ``rewrites`` names the passes, among those that pay on some runtimes only, that
     run for this one, and ``formats`` the forms of a model that the runtime reads. ``faster_in_float`` names op
-    types that have an integer kernel which is slower than Dequantize, the float kernel and Quantize.
+    types that have an integer kernel which is slower than Dequantize, the float kernel and Quantize. ``runtime``
+    is what executes the result, and with that how it can be certified.
     """
 
     name: str
     description: str
-    activation: Literal["uint8", "int8"]
+    activation: Literal["uint8", "int8", "either"]
     zero_point: Literal["any", "symmetric"]
     per_channel_weights: bool
     int32_bias: bool
@@ -73,7 +81,9 @@ class Target:
     max_opset: int
     max_ir_version: int
     weight_zero_point: Literal["any", "symmetric"] = "symmetric"
+    placement: Literal["around", "inputs"] = "around"
     integer_clip: bool = True
+    runtime: Literal["onnxruntime", "openvino", "tensorrt"] = "onnxruntime"
     rewrites: tuple[str, ...] = ()
     faster_in_float: tuple[str, ...] = ()
     ops: Mapping[str, OpRule] = field(default_factory=dict)
@@ -93,8 +103,8 @@ class Target:
 
     @property
     def activation_dtype(self) -> QuantDType:
-        """The grid type of activations."""
-        return UINT8 if self.activation == "uint8" else INT8
+        """The grid type of activations; of new grids where both will do."""
+        return INT8 if self.activation == "int8" else UINT8
 
     def grid_for(self, span: Interval, *, source: Provenance, origin: str) -> QuantParams:
         """The finest grid of this target's activations that holds ``span`` and, exactly, 0.0.
@@ -126,6 +136,8 @@ class Target:
         dtype = self.activation_dtype
         if params.per_channel or params.dtype.bits > dtype.bits:
             return None
+        if self.activation == "either":
+            dtype = INT8 if params.dtype.signed else UINT8
         if dtype.signed and not params.dtype.signed and self.zero_point == "any":
             return self._shifted_down(params)
         shift = 0

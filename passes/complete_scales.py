@@ -86,10 +86,14 @@ class _Completion:
                 return
             if kernel.weight is not None and kernel.weight not in scales:
                 return
+            if self.target.placement == "inputs":
+                self.integer.update(kernel.node.outputs)
             if kernel.rule.float_output and kernel.output not in scales:
                 return
-        elif kernel.rule.contract is Contract.ELEMENTWISE:
-            if not any(value in self.integer for value in kernel.inputs):
+        elif kernel.rule.contract is Contract.ELEMENTWISE and self.target.placement == "inputs":
+            return  # grids that were trained will do: nothing is gained by one that nobody trained
+        elif kernel.rule.contract in (Contract.ELEMENTWISE, Contract.RESIDUAL):
+            if not any(value in self.integer for value in kernel.node.inputs):
                 return
             if not all(self.derive(value, kernel.node) for value in kernel.inputs):
                 return

@@ -29,7 +29,7 @@ from qat2int8.ir import (
 )
 from qat2int8.ir.quant import FloatArray
 from qat2int8.passes.base import Context, Numerics, Pass, PassResult
-from qat2int8.passes.kernels import Kernel, kernel_of
+from qat2int8.passes.kernels import Kernel, kernel_of, quantized_outputs
 from qat2int8.passes.output_channel import output_channel_axis
 from qat2int8.passes.qdq_writer import BIAS_LIMIT, QdqWriter, symmetric_int8
 from qat2int8.passes.registry import register
@@ -126,6 +126,10 @@ class _Placement:
                 self._note_activation(kernel)
             elif kernel.rule.contract is not Contract.MOVEMENT or node in self.skipped or self._is_fed(kernel):
                 self.diagnostics.append(reason)
+        for value in quantized_outputs(self.model, self.target) if self.chosen else ():
+            if self._lowered(value) is not None:
+                self.tensors.setdefault(value, self._grid(value))
+                self.computed.add(value)
 
     def _claim(self, kernel: Kernel) -> None:
         for value in kernel.inputs:
@@ -191,10 +195,16 @@ class _Placement:
             producer = value.producer()
             if producer is not None and producer.op_type == "DequantizeLinear":
                 continue  # a caller hands it in on its grid
+            reason = (
+                f"no integer kernel touches it, so it is not put on {params} from {params.origin}"
+                if self.target.placement == "around"
+                else f"{self.target.name} quantizes the inputs of layers, so it is not put on {params} from "
+                f"{params.origin}"
+            )
             self.diagnostics.append(
                 self.owner.note(
                     Code.FAKE_QUANT_DROPPED,
-                    f"no integer kernel touches it, so it is not put on {params} from {params.origin}",
+                    reason,
                     severity=Severity.NOTE,
                     value=value.name or "",
                 )
@@ -238,7 +248,24 @@ class _Placement:
             return self._compute_obstacle(kernel)
         if kernel.rule.contract is Contract.MOVEMENT:
             return self._movement_obstacle(kernel)
+        if self.target.placement == "inputs":
+            return self._inputs_obstacle(kernel)
         return self._elementwise_obstacle(kernel)
+
+    def _inputs_obstacle(self, kernel: Kernel) -> Diagnostic | None:
+        """Why no quantizer is put on the inputs of an op that is no layer."""
+        residual = kernel.rule.contract is Contract.RESIDUAL
+        fused = [value for value in kernel.node.inputs if value is not None and value not in kernel.inputs]
+        if residual and not any(value.producer() in self.chosen for value in fused):
+            return self._kept(kernel, "no integer kernel computes its inputs", severity=Severity.NOTE)
+        for value in kernel.inputs:
+            params = self.model.scales.get(value)
+            if not residual and (params is None or params.source < Provenance.CALIBRATED):
+                reason = "training put no fake quant on what it reads"
+                return self._kept(kernel, reason, value=value, severity=Severity.NOTE)
+            if self._lowered(value) is None:
+                return self._missing(kernel, value)
+        return None
 
     def _movement_obstacle(self, kernel: Kernel) -> Diagnostic | None:
         if not self._is_fed(kernel):
@@ -257,7 +284,7 @@ class _Placement:
         asked = kernel.node.op_type in self.owner.quantize_ops and bool(kernel.inputs)
         if not asked and not self._is_fed(kernel):
             return self._kept(kernel, "no integer kernel computes its inputs", severity=Severity.NOTE)
-        for value in (*kernel.inputs, kernel.output):
+        for value in (*kernel.inputs, *kernel.outputs):
             if self._lowered(value) is None:
                 return self._missing(kernel, value)
         if not self._output_has_grid(kernel):
@@ -293,11 +320,10 @@ class _Placement:
             if bias is None or not np.all(np.isfinite(bias)):
                 reason = "its bias is not one finite constant per channel of a constant weight"
                 return self._kept(kernel, reason, value=kernel.bias)
-        if not self._output_has_grid(kernel) and not kernel.rule.float_output:
-            if kernel.output.is_graph_output():
-                return self._output_kept(kernel)
-            return self._missing(kernel, kernel.output)
-        return None
+        output = kernel.output
+        if output is None or self._output_has_grid(kernel) or kernel.rule.float_output:
+            return None
+        return self._output_kept(kernel) if output.is_graph_output() else self._missing(kernel, output)
 
     def _weight_obstacle(self, kernel: Kernel) -> Diagnostic | None:
         weight = kernel.weight
@@ -331,16 +357,16 @@ class _Placement:
         return output_channel_axis(kernel.node, weight.ndim)
 
     def _output_has_grid(self, kernel: Kernel) -> bool:
-        if self._lowered(kernel.output) is None:
+        output = kernel.output
+        if output is None or self._lowered(output) is None:
             return False
-        return (
-            not kernel.output.is_graph_output() or self.model.scales[kernel.output].source >= Provenance.CALIBRATED
-        )
+        return not output.is_graph_output() or self.model.scales[output].source >= Provenance.CALIBRATED
 
     def _quantizes_output(self, kernel: Kernel) -> bool:
-        if not self._output_has_grid(kernel):
+        output = kernel.output
+        if output is None or not self._output_has_grid(kernel):
             return False
-        trained = self.model.scales[kernel.output].source >= Provenance.CALIBRATED
+        trained = self.model.scales[output].source >= Provenance.CALIBRATED
         return trained or not kernel.rule.float_output
 
     def _lowered(self, value: oir.Value) -> QuantParams | None:

@@ -8,11 +8,11 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as oir
 
-from qat2int8.ir import Contract, Model, OpRule, Target
+from qat2int8.ir import Contract, Model, OpRule, Provenance, Target
 from qat2int8.passes.clamp import read_clamp
 from qat2int8.passes.scale_groups import is_movement
 
-__all__ = ["Kernel", "absorbs", "kernel_of"]
+__all__ = ["Kernel", "absorbs", "kernel_of", "quantized_outputs"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,8 +26,8 @@ class Kernel:
         constants: constant operands of an elementwise op, to be quantized with the node.
         weight: the constant second input of a Conv, Gemm or MatMul.
         bias: the third input of a Conv or Gemm.
-        outputs: the tensors that carry the kernel's results: behind ``activation`` where there is one, and all
-            of them where data is split.
+        outputs: the tensors that carry the kernel's results and need grids: behind ``activation`` where there is
+            one, and all of them where data is split. None where the target quantizes the inputs of layers only.
         activation: the Relu or Clip that the output's quantizer absorbs.
     """
 
@@ -41,9 +41,9 @@ class Kernel:
     activation: oir.Node | None
 
     @property
-    def output(self) -> oir.Value:
+    def output(self) -> oir.Value | None:
         """The first of :attr:`outputs`, the only one of most ops."""
-        return self.outputs[0]
+        return self.outputs[0] if self.outputs else None
 
 
 def kernel_of(model: Model, node: oir.Node, target: Target) -> Kernel | None:
@@ -65,6 +65,11 @@ def kernel_of(model: Model, node: oir.Node, target: Target) -> Kernel | None:
         else:
             operands.append(second)
         bias = node.inputs[2] if len(node.inputs) > 2 else None
+    elif rule.contract is Contract.RESIDUAL:
+        shortcut = _shortcut(model, node)
+        if shortcut is None:
+            return None
+        operands = [shortcut]
     elif rule.data_inputs == (-1,):
         operands = list(node.inputs)
     else:
@@ -74,11 +79,57 @@ def kernel_of(model: Model, node: oir.Node, target: Target) -> Kernel | None:
         return None
     constants = tuple(value for value in present if model.constant(value) is not None)
     inputs = tuple(value for value in present if model.constant(value) is None)
+    if target.placement == "inputs":
+        return Kernel(node, rule, inputs, constants, weight, bias, (), None)
     activation = _absorbed_activation(model, node, target)
     outputs = node.outputs[:1] if activation is None else activation.outputs
     if node.op_type == "Split":
         outputs = node.outputs
     return Kernel(node, rule, inputs, constants, weight, bias, tuple(outputs), activation)
+
+
+def quantized_outputs(model: Model, target: Target) -> list[oir.Value]:
+    """Graph outputs that get a quantizer although no layer reads them: those whose grid was trained.
+
+    Only where no kernel's output is quantized otherwise: there callers would see values beyond where training
+    saturated.
+    """
+    if target.placement == "around":
+        return []
+    trained = (value for value in model.graph.outputs if value.producer() is not None and value in model.scales)
+    return [value for value in trained if model.scales[value].source >= Provenance.CALIBRATED]
+
+
+def _shortcut(model: Model, add: oir.Node) -> oir.Value | None:
+    """The input of an Add that a convolution does not compute into it; None where no convolution computes either.
+
+    Between two convolutions the shortcut is the one that reads what something else reads as well: the block's
+    input.
+    """
+    behind = [_convolution(model, value) for value in add.inputs]
+    if len(behind) != 2 or add.inputs[0] is add.inputs[1]:
+        return None
+    first, second = behind
+    if first is None and second is None:
+        return None
+    if first is not None and second is not None:
+        shared = [conv.inputs[0] is not None and len(conv.inputs[0].uses()) > 1 for conv in (first, second)]
+        return add.inputs[0] if shared == [True, False] else add.inputs[1]
+    return add.inputs[0] if first is None else add.inputs[1]
+
+
+def _convolution(model: Model, value: oir.Value | None) -> oir.Node | None:
+    """The convolution that computes ``value`` for one reader alone."""
+    node = value.producer() if value is not None else None
+    if (
+        node is None
+        or value is None
+        or node.op_type != "Conv"
+        or node.domain != ""
+        or node.graph is not model.graph
+    ):
+        return None
+    return node if len(value.uses()) == 1 and not value.is_graph_output() else None
 
 
 def _absorbed_activation(model: Model, node: oir.Node, target: Target) -> oir.Node | None:

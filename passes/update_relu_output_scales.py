@@ -52,12 +52,11 @@ class UpdateReluOutputScales(Pass):
     name = "update-relu-output-scales"
     requires = frozenset({Fact.NO_FAKE_QUANT})
     numerics = Numerics.QUANTIZING
+    per_target = True
 
     encoding: ReluEncoding = ReluEncoding.EXACT
 
     def run(self, model: Model, ctx: Context) -> PassResult:
-        if ctx.target.zero_point != "any":
-            return PassResult()
         ranges = Ranges(model)
         clamps = _upper_clamps(model, ranges)
         updated = 0

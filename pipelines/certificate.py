@@ -1,4 +1,7 @@
-"""The certificate: what the runtime really executes in integers, read from the graph it executes."""
+"""The certificate: what runs in integers, read from the graph that the runtime executes.
+
+For runtimes that are not at hand it is read from where Quantize and Dequantize stand, and says so.
+"""
 
 from __future__ import annotations
 
@@ -11,17 +14,18 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import onnx
 import onnx_ir as oir
 import onnxruntime as ort
 
-from qat2int8.ir import Model, Target
+from qat2int8.ir import Diagnostic, Model, Target
 from qat2int8.ir.verify import weightless
 from qat2int8.passes.qoperators import qoperator_of
 from qat2int8.pipelines.sessions import ModelFile, deployed_session
 from qat2int8.pipelines.target_files import DEFAULT_TARGET, load_target
+from qat2int8.pipelines.tensorrt_rules import broken_rules
 
 __all__ = ["Certificate", "NodeRecord", "certify", "layer_of"]
 
@@ -82,7 +86,10 @@ class Certificate:
         compute: every node that multiplies and accumulates.
         executed: op types of the executed graph with counts, Q/DQ and layout changes included.
         integer_nodes, float_nodes: executed nodes that work on integers and on floats, Q/DQ and layout left out.
-        runtime: the runtime and version that was asked.
+        runtime: the runtime and version that was asked; the name of one that could not be.
+        basis: "executed" when the runtime was asked; "placement" when integer means that everything a node
+            computes with comes dequantized.
+        broken_rules: what the placement has that the runtime does not take, where its rules are known.
         kernels: op types of the integer kernels, by the names of the node and of what it writes.
     """
 
@@ -92,6 +99,8 @@ class Certificate:
     float_nodes: int
     runtime: str
     kernels: dict[str, str] = field(repr=False)
+    basis: Literal["executed", "placement"] = "executed"
+    broken_rules: tuple[Diagnostic, ...] = ()
 
     def kernel_of(self, node: oir.Node) -> str | None:
         """The integer kernel that executes ``node`` of the converted model, or None: then it runs in float."""
@@ -123,6 +132,7 @@ class Certificate:
         """Everything, ready for JSON."""
         return {
             "runtime": self.runtime,
+            "basis": self.basis,
             "integer_macs_percent": self.integer_macs_percent,
             "integer_nodes_percent": self.integer_nodes_percent,
             "integer_nodes": self.integer_nodes,
@@ -130,11 +140,12 @@ class Certificate:
             "macs": self.macs,
             "executed": self.executed,
             "compute": [asdict(record) for record in self.compute],
+            "broken_rules": [finding.as_dict() for finding in self.broken_rules],
         }
 
 
 def certify(model: Model, file: ModelFile, target: Target | None = None) -> Certificate:
-    """Ask onnxruntime how it executes ``model``.
+    """Ask onnxruntime how it executes ``model``, or read the placement where the target has another runtime.
 
     Args:
         model: the converted model, for names and shapes.
@@ -144,9 +155,12 @@ def certify(model: Model, file: ModelFile, target: Target | None = None) -> Cert
     Raises:
         UnsupportedModel: onnxruntime refuses the model.
     """
+    target = target or load_target(DEFAULT_TARGET)
+    if target.runtime != "onnxruntime":
+        return _read_placement(model, target)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "executed.onnx"
-        deployed_session(target or load_target(DEFAULT_TARGET), file, optimized=path)
+        deployed_session(target, file, optimized=path)
         executed = onnx.load(path, load_external_data=False)
     reading = _Reading()
     reading.read(executed.graph)
@@ -162,6 +176,43 @@ def certify(model: Model, file: ModelFile, target: Target | None = None) -> Cert
         f"onnxruntime {ort.__version__} CPU",
         reading.kernels,
     )
+
+
+def _read_placement(model: Model, target: Target) -> Certificate:
+    """What becomes integer by where the quantizers stand."""
+    kernels: dict[str, str] = {}
+    integer = floating = 0
+    for node in model.graph.all_nodes():
+        if node.op_type in _BOUNDARY or node.op_type in _LAYOUT:
+            continue
+        if _reads_quantized(model, node):
+            kernels.update((name, node.op_type) for name in (node.name, node.outputs[0].name) if name)
+            integer += 1
+        else:
+            floating += 1
+    records = tuple(
+        NodeRecord(node.name or "", node.op_type, macs, node.outputs[0].name in kernels)
+        for node, macs in _macs_of(model)
+    )
+    counts = Counter(node.op_type for node in model.graph.all_nodes())
+    broken = broken_rules(model) if target.runtime == "tensorrt" else ()
+    return Certificate(
+        records, dict(counts.most_common()), integer, floating, target.name, kernels, "placement", broken
+    )
+
+
+def _reads_quantized(model: Model, node: oir.Node) -> bool:
+    """Whether every activation and weight that ``node`` computes with comes dequantized.
+
+    An Add that is fused into a convolution needs that of one input only.
+    """
+    operands = node.inputs[:2] if node.op_type in _COMPUTE else node.inputs
+    dequantized = [
+        value.producer() is not None and value.producer().op_type == "DequantizeLinear"  # type: ignore[union-attr]
+        for value in operands
+        if value is not None and (node.op_type in _COMPUTE or model.constant(value) is None)
+    ]
+    return bool(dequantized) and (any if node.op_type == "Add" else all)(dequantized)
 
 
 def _kernel_of(node: oir.Node, kernels: Mapping[str, str]) -> str | None:

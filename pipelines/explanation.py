@@ -172,7 +172,8 @@ class Explanation:
             )
         tensors = tuple(self._tensors(node))
         names = {tensor.tensor for tensor in tensors}
-        about = tuple(found for found in self.diagnostics if found.node == name or found.value in names - {""})
+        told = (*self.diagnostics, *self.certificate.broken_rules)
+        about = tuple(found for found in told if found.node == name or found.value in names - {""})
         kernel = self._kernel(node)
         chain = () if kernel or node.op_type in _BOUNDARY else tuple(self._chain(node))
         return NodeExplanation(name, node.op_type, bool(kernel), kernel, about, tensors, chain)

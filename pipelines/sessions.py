@@ -45,14 +45,17 @@ def session(model: ModelFile, *, threads: int = 0, optimized: Path | None = None
 
 
 def deployed_session(target: Target, model: ModelFile, *, optimized: Path | None = None) -> ort.InferenceSession:
-    """A session that executes ``model`` as ``target`` does, on whatever machine this is.
+    """A session that computes ``model`` as ``target`` does, as near as onnxruntime on this machine comes to it.
 
     On x86 onnxruntime makes uint8 of int8 activations, and leaves layers in float where it cannot. On ARM it does
     not; the option that says so there by default makes it build the same graph of int8 kernels here, slow ones.
+    For a target with another runtime each node computes what the graph says: optimisation is off.
 
     Raises:
         UnsupportedModel: the runtime refuses the model.
     """
+    if target.runtime != "onnxruntime":
+        return reference_session(model)
     options = _options(0)
     if optimized is not None:
         options.optimized_model_filepath = str(optimized)

@@ -25,6 +25,7 @@ from qat2int8.tools.passes import passes
 from qat2int8.tools.pipelines import pipelines
 from qat2int8.tools.run import run
 from qat2int8.tools.table import convert_table, diff_tables, extract_table, merge_tables, show_table
+from qat2int8.tools.targets import targets
 
 __all__ = ["COMMANDS", "app", "main"]
 
@@ -58,6 +59,7 @@ COMMANDS: dict[str, tuple[Callable[..., None], str, str]] = {
         "Cast one graph output to another element type.",
         "qat2int8 cast-output model.onnx -o out.onnx --output labels --dtype float32",
     ),
+    "targets": (targets, "List the targets, or show one.", "qat2int8 targets ort-x86"),
     "passes": (passes, "List the passes, or describe one.", "qat2int8 passes fuse-conv-bn"),
     "pipelines": (pipelines, "List the pipelines, or show one.", "qat2int8 pipelines qat-to-int8"),
     "pack": (

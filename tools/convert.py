@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from qat2int8.tools.console import Debug, Json, Quiet, Report, Verbose
+from qat2int8.tools.evidence import report_certificate
 from qat2int8.tools.figures import as_bytes, as_count, as_percent
 
 if TYPE_CHECKING:
@@ -105,8 +106,8 @@ def convert(
 ) -> None:
     """Turn a model trained with fake quantization into a real INT8 model.
 
-    Prints what changed, how much of it onnxruntime runs in integers, how closely the result follows its source,
-    and what stayed in float and why.
+    Prints what changed, how much of it runs in integers, how closely the result follows its source, and what
+    stayed in float and why.
     """
     from qat2int8.ir.io import check_output_path
     from qat2int8.pipelines.convert import convert as convert_model
@@ -133,7 +134,7 @@ def convert(
             observers=observers,
         )
         in_float = convert_model(model, pipeline="qat-to-fp32", verify=verify) if fp32_out is not None else None
-        # What the runtime refuses to load is not written at all.
+        # What onnxruntime refuses to load is not written at all.
         certificate = conversion.certificate
         compared = _fidelity(conversion) if fidelity else None
         if in_float is not None and fp32_out is not None:
@@ -184,11 +185,7 @@ def report_conversion(report: Report, conversion: Conversion, compared: Fidelity
     certificate = conversion.certificate
     report.table(("op", "before", "after"), _op_rows(conversion, full=report.verbose), right=(1, 2))
     report.line()
-    report.line(
-        f"certificate  {as_percent(certificate.integer_macs_percent)} of {as_count(certificate.macs)} "
-        f"multiply-accumulates and {as_percent(certificate.integer_nodes_percent)} of nodes"
-    )
-    report.line(f"             run in integers on {certificate.runtime}")
+    report_certificate(report, certificate)
     if compared is not None:
         for index, text in enumerate(_fidelity_lines(compared)):
             report.line(f"{'' if index else 'fidelity':13}{text}")
@@ -303,7 +300,7 @@ def _not_told(conversion: Conversion) -> list[Diagnostic]:
     in_float = {record.node for record in conversion.certificate.float_compute}
     return [
         finding
-        for finding in conversion.diagnostics
+        for finding in (*conversion.diagnostics, *conversion.certificate.broken_rules)
         if not (finding.code in _REASONS and finding.node in in_float)
     ]
 

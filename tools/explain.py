@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from qat2int8.tools.console import Debug, Json, Quiet, Report, Verbose
-from qat2int8.tools.figures import as_count, as_percent
+from qat2int8.tools.evidence import report_certificate
+from qat2int8.tools.figures import as_count
 
 if TYPE_CHECKING:
     from qat2int8.pipelines.explanation import Explanation, NodeExplanation
@@ -54,14 +55,11 @@ def explain(
         return
     _report_origin(report, explanation)
     certificate = explanation.certificate
-    report.line(
-        f"certificate  {as_percent(certificate.integer_macs_percent)} of {as_count(certificate.macs)} "
-        f"multiply-accumulates and {as_percent(certificate.integer_nodes_percent)} of nodes"
-    )
-    report.line(f"             run in integers on {certificate.runtime}")
+    report_certificate(report, certificate)
     _report_float(report, explanation)
-    if verbose:
-        report.findings(explanation.diagnostics)
+    report.findings(
+        certificate.broken_rules if not verbose else (*explanation.diagnostics, *certificate.broken_rules)
+    )
 
 
 def _report_origin(report: Report, explanation: Explanation) -> None:

@@ -259,3 +259,25 @@ def test_on_arm_the_same_numbers_run_on_int8_kernels(
         assert stored == {oir.DataType.INT8}
         feeds = {"image": images(4, side(model), seed=7)}
         np.testing.assert_array_equal(run(on_arm.model, feeds)[0], run(on_x86.model, feeds)[0])
+
+
+@pytest.mark.parametrize("target", ["tensorrt", "openvino"])
+def test_quantizers_on_the_inputs_of_layers_only_are_what_was_trained(
+    target: str, exports: dict[str, tuple[onnx.ModelProto, Conversion]]
+) -> None:
+    for name, (model, _) in exports.items():
+        conversion = qat2int8.convert(model, target=target)
+        certificate = conversion.certificate
+        assert certificate.basis == "placement"
+        assert certificate.integer_macs_percent == 100.0
+        # Where BatchNormalization was folded before, nothing bounds what a shortcut computes.
+        unbounded = "the residual input is not quantized, so the layer ends in float"
+        reasons = {finding.reason for finding in certificate.broken_rules}
+        assert reasons <= ({unbounded} if name == "folded" else set())
+        feeds = {"image": images(4, side(model), seed=7)}
+        reference = run(model, feeds)[0]
+        enough = min(noise_floor(model, feeds) - ROUNDING, CLOSE)
+        assert decibels(reference, run(conversion.model, feeds)[0]) > enough
+        # Optimisation off, the file computes what fidelity measures.
+        noise = np.abs(reference - run(conversion.model, feeds)[0]).max()
+        assert conversion.fidelity_on([feeds]).outputs[0].max_error == pytest.approx(float(noise))

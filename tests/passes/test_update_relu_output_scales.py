@@ -237,15 +237,6 @@ def test_grids_that_are_none_of_its_business_stay(trained: QuantParams, encoding
     assert not result.modified
 
 
-@pytest.mark.parametrize("encoding", ENCODINGS)
-def test_a_target_with_signed_activations_keeps_signed_grids(encoding: ReluEncoding) -> None:
-    trained = QuantParams.make(S)
-    signed = dataclasses.replace(TARGET, activation="int8", zero_point="symmetric")
-    grid, result = updated("y = Relu(x)", trained, encoding=encoding, target=signed)
-    assert grid is trained
-    assert not result.modified
-
-
 def test_a_grid_of_denormal_steps_is_left_alone() -> None:
     trained = QuantParams.make(1e-45)
     grid, _ = updated("y = Relu(x)", trained, encoding=ReluEncoding.REFINE)

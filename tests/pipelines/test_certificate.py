@@ -274,3 +274,40 @@ def test_a_file_with_the_weights_beside_it(tmp_path: object) -> None:
 
 def test_no_float_kernel_is_among_the_integer_ones() -> None:
     assert all(name.startswith(("Q", "MatMulInteger", "ConvInteger", "Dynamic")) for name in INTEGER_KERNELS)
+
+
+def test_for_a_runtime_that_is_not_at_hand_the_placement_is_read() -> None:
+    text = CONV.replace("[two] y = Conv (c, v)", "[relu] r = Relu (c)\n  [two] y = Conv (r, v)")
+    arrays = {"w": RNG.normal(0, 0.3, (4, 4, 3, 3)), "v": RNG.normal(0, 0.3, (4, 4, 3, 3))}
+    for grids, integer in ((("x", "w", "r", "v"), [True, True]), (("x", "w", "v"), [True, False])):
+        model = model_of(text, arrays, dict.fromkeys(grids, S8))
+        target = load_target("tensorrt")
+        InsertQuantizeDequantize().run(model, Context(target))
+        certificate = certify(model, b"is not looked at", target)
+        assert [record.integer for record in certificate.compute] == integer
+        assert (certificate.basis, certificate.runtime) == ("placement", "tensorrt")
+        assert certificate.integer_nodes == sum(integer)
+        assert certificate.executed["Relu"] == 1
+        assert certificate.kernel_of(next(model.nodes("Relu"))) is None
+        document = certificate.as_dict()
+        assert (document["basis"], document["broken_rules"]) == ("placement", [])
+
+
+def test_an_add_counts_as_integer_where_its_residual_input_is_quantized() -> None:
+    text = """
+    g (float[1,4,8,8] x, float[4,4,3,3] w) => (float[1,4,8,8] y) {
+      [one] c = Conv <pads = [1,1,1,1]> (x, w)
+      [add] y = Add (c, x)
+    }
+    """
+    for grids, integer in ((("x", "w"), 2), (("x",), 0)):
+        model = model_of(text, {"w": RNG.normal(0, 0.3, (4, 4, 3, 3))}, dict.fromkeys(grids, S8))
+        target = load_target("openvino")
+        InsertQuantizeDequantize().run(model, Context(target))
+        assert certify(model, b"", target).integer_nodes == integer
+
+
+def test_what_breaks_the_rules_of_tensorrt_is_in_its_certificate_only() -> None:
+    model = placed(CONV, {"w": (4, 4, 3, 3), "v": (4, 4, 3, 3)}, "x", "w", "c", "v")
+    assert certify(model, b"", load_target("tensorrt")).broken_rules
+    assert not certify(model, b"", load_target("openvino")).broken_rules

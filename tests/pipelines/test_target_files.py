@@ -120,3 +120,10 @@ def test_rewrites_have_to_be_passes_a_target_can_ask_for(tmp_path: Path) -> None
 def test_every_pass_that_pays_on_some_targets_is_asked_for_by_one() -> None:
     asked = {rewrite for name in target_names() for rewrite in load_target(name).rewrites}
     assert asked == {name for name, cls in all_passes().items() if cls.per_target}
+
+
+def test_signed_grids_behind_a_relu_are_left_to_targets_that_leave_the_relu_in_the_graph() -> None:
+    for name in target_names():
+        target = load_target(name)
+        absorbs = any(rule.absorbs for rule in target.ops.values())
+        assert ("update-relu-output-scales" in target.rewrites) == absorbs

@@ -433,3 +433,38 @@ def test_names_that_the_terminal_cannot_show(tmp_path: Path) -> None:
     assert (done.returncode, done.stderr) == (0, "")
     assert "Faltung_\\u2192 (" in done.stdout
     assert "─" not in done.stdout
+
+
+@pytest.mark.parametrize("target", ["tensorrt", "openvino"])
+def test_a_runtime_that_is_not_at_hand_is_not_spoken_for(source: Path, tmp_path: Path, target: str) -> None:
+    result = invoke(source, tmp_path, "--target", target, "--require-int8", "100")
+    assert result.exit_code == 0, result.output
+    assert "certificate" not in result.stdout
+    assert "placement    100.0 % of" in result.stdout
+    assert f"({target} was not asked what it makes of them)" in result.stdout
+    assert "fidelity" in result.stdout
+    model = onnx.load(tmp_path / "int8.onnx")
+    assert {entry.key: entry.value for entry in model.metadata_props}["qat2int8.target"] == target
+
+
+def test_broken_rules_of_the_target_are_told_and_counted(tmp_path: Path) -> None:
+    """A fake quant that cannot be read stays in the graph, with the zero point that TensorRT does not take."""
+    text = """
+    <ir_version: 8, opset_import: ["" : 17]>
+    g (float[1,4,4,4] x) => (float[1,4,4,4] y, float[1,4,4,4] h)
+    <float s = {0.05}, int8 z = {0}, float[4] pc = {0.1, 0.1, 0.1, 0.2}, uint8[4] pz = {1, 2, 3, 4},
+     float[4,4,1,1] w = {1, 2, 3, 4, 5, 6, 7, 8, 1, 2, 3, 4, 5, 6, 7, 8}> {
+      [xq] q = QuantizeLinear (x, s, z)
+      [xd] d = DequantizeLinear (q, s, z)
+      [wq] wi = QuantizeLinear (w, s, z)
+      [wd] wf = DequantizeLinear (wi, s, z)
+      [conv] y = Conv (d, wf)
+      [hq] hi = QuantizeLinear (y, pc, pz)
+      [hd] h = DequantizeLinear (hi, pc, pz)
+    }
+    """
+    onnx.save(onnx.parser.parse_model(text), tmp_path / "odd.onnx")
+    result = invoke(tmp_path / "odd.onnx", tmp_path, "--target", "tensorrt")
+    assert result.exit_code == 0, result.output
+    assert "its rules are broken in 6 places" in result.stdout
+    assert "Q306 warning: its zero point is not 0" in result.stdout

@@ -380,3 +380,14 @@ def test_weights_are_not_taken_for_activations(tmp_path: Path) -> None:
     told = document(path, "--node", "last")["node"]
     assert not told["integer"]
     assert {cause["tensor"] for cause in told["chain"]} == {"h"}
+
+
+def test_a_file_for_another_runtime_is_told_by_its_placement(tmp_path: Path) -> None:
+    path = tmp_path / "model.trt.onnx"
+    convert(networks.tiny_resnet(), target="tensorrt", verify="none").save(path)
+    told = invoke(path).stdout
+    assert "for          tensorrt" in told
+    assert "placement    100.0 % of" in told
+    assert "(tensorrt was not asked what it makes of them)" in told
+    assert "training put no fake quant on what it reads" in told
+    assert document(path)["certificate"]["basis"] == "placement"
