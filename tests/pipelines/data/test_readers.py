@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import struct
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -578,3 +579,17 @@ def test_files_that_are_no_data(tmp_path: Path, name: str, content: bytes, says:
     (tmp_path / name).write_bytes(content)
     assert says in refused(tmp_path / name, X)
     assert refused(tmp_path / "none.npz", X) == f"{tmp_path / 'none.npz'}: no such file or folder"
+
+
+def test_of_a_large_file_only_what_is_needed_is_read(tmp_path: Path) -> None:
+    samples = 2**21
+    with (tmp_path / "large.npy").open("wb") as file:
+        header = {"descr": "<f4", "fortran_order": False, "shape": (samples, 1024)}
+        np.lib.format.write_array_header_1_0(file, header)
+        file.truncate(file.tell() + samples * 4096)  # eight gigabytes that take no room on the disk
+    data = open_data(f"{tmp_path / 'large.npy'}?skip={samples - 64}", batch_size=32)
+    tracemalloc.start()
+    assert [batch.first for batch in data] == [samples - 64, samples - 32]
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 10 * 32 * 4096
