@@ -22,7 +22,9 @@ import onnxruntime as ort
 
 from qat2int8.ir import Diagnostic, Model, Target
 from qat2int8.ir.verify import weightless
+from qat2int8.passes import Context
 from qat2int8.passes.qoperators import qoperator_of
+from qat2int8.passes.raise_qoperators import RaiseQoperators
 from qat2int8.pipelines.sessions import ModelFile, deployed_session
 from qat2int8.pipelines.target_files import DEFAULT_TARGET, load_target
 from qat2int8.pipelines.tensorrt_rules import broken_rules
@@ -304,6 +306,11 @@ def _shapes(model: Model) -> dict[str, list[int]]:
     A batch of unknown size that is flattened together with a sequence counts as long as the sequence.
     """
     proto = weightless(model.ir)
+    if any(qoperator_of(node) is not None for node in model.graph.all_nodes()):
+        # ONNX infers no shapes behind onnxruntime's operators; raised, they write the same tensors.
+        raised = Model.from_proto(proto)
+        RaiseQoperators().run(raised, Context(load_target(DEFAULT_TARGET)))
+        proto = raised.to_proto()
     shapes: dict[str, list[int]] = {}
     _add_shapes(proto.graph, shapes)
     for info in proto.graph.input:
