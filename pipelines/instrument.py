@@ -9,10 +9,14 @@ import onnx
 from qat2int8.ir import UnsupportedModel
 from qat2int8.pipelines.sessions import ModelFile
 
-__all__ = ["FORCED", "Instrumented"]
+__all__ = ["FORCED", "Instrumented", "TooLargeToInstrument"]
 
 FORCED = "qat2int8_forced_"
 """In front of the name of an inner tensor: the input through which it is fed."""
+
+
+class TooLargeToInstrument(UnsupportedModel):
+    """A model, with its weights, that does not fit into one buffer of 2 GiB."""
 
 
 class Instrumented:
@@ -26,7 +30,7 @@ class Instrumented:
         shown: those of the tensors that nodes of the main graph compute.
 
     Raises:
-        UnsupportedModel: a model whose weights are elsewhere and do not fit into one buffer of 2 GiB.
+        TooLargeToInstrument: when it is serialised.
     """
 
     def __init__(self, model: ModelFile, shown: Iterable[str]) -> None:
@@ -45,7 +49,7 @@ class Instrumented:
         try:
             content: bytes = self._proto.SerializeToString()
         except Exception as error:  # protobuf's EncodeError, whose module differs between its implementations
-            raise UnsupportedModel("a model of more than 2 GiB cannot be looked into") from error
+            raise TooLargeToInstrument("a model of more than 2 GiB cannot be looked into") from error
         return content
 
     def fed(self, elements: dict[str, int]) -> bytes:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support import parse
@@ -16,6 +17,7 @@ from qat2int8 import convert
 from qat2int8.ir import INT8, UINT8, QuantDType, QuantParams, TrainedTensor
 from qat2int8.pipelines.convert import Conversion
 from qat2int8.pipelines.fidelity import Fidelity, compare
+from qat2int8.pipelines.instrument import Instrumented
 from qat2int8.pipelines.levels import LevelCount, Levels, Pair, TensorLevels, pairs_of
 
 NETWORK = """g (float[N,3,8,8] x, float[6,3,3,3] V, float[4,6,1,1] W, float[4] b) => (float[N,4] y) <
@@ -252,3 +254,22 @@ def test_a_channel_rounded_the_wrong_way_is_seen_in_the_tensor_behind_it(seed: i
     )
     assert found["r"][1] + found["r"][2] > right["r"][1] + right["r"][2] + 20
     assert found["p"] == right["p"]
+
+
+def test_a_model_too_large_to_be_looked_into_is_compared_by_its_outputs(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Large:
+        def SerializeToString(self) -> bytes:
+            raise ValueError("Failed to serialize proto")
+
+    source, conversion = converted()
+    files = source.SerializeToString(), conversion.model.to_proto().SerializeToString()
+    load = Instrumented.__init__
+
+    def load_large(self: Instrumented, model: bytes, shown: list[str]) -> None:
+        load(self, model, shown)
+        self._proto = Large()
+
+    monkeypatch.setattr(Instrumented, "__init__", load_large)
+    fidelity = compare(*files, [feeds(np.random.default_rng(7))], pairs=pairs_of(conversion.model))
+    assert fidelity.levels is fidelity.local_levels is None
+    assert fidelity.outputs[0].sqnr_db > 20.0
