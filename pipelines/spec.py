@@ -275,10 +275,10 @@ class OptionField:
             ) from None
 
 
-def option_fields(cls: type[Pass]) -> dict[str, OptionField]:
-    """The options of a pass by name, in the order of its fields."""
-    # A pass without options need not be a dataclass; to the type checker none is one.
-    fields = dataclasses.fields(typing.cast(Any, cls)) if "__dataclass_fields__" in vars(cls) else ()
+def option_fields(cls: type[Any]) -> dict[str, OptionField]:
+    """The options of a pass, or of anything else with a ``name``, by name, in the order of its fields."""
+    # A pass without options need not be a dataclass.
+    fields = dataclasses.fields(cls) if "__dataclass_fields__" in vars(cls) else ()
     hints = typing.get_type_hints(cls)
     options: dict[str, OptionField] = {}
     for f in fields:
