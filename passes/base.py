@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import abc
 import enum
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
-from qat2int8.ir import Code, Diagnostic, Fact, Model, Severity, Target
+import onnx_ir as oir
 
-__all__ = ["Context", "Numerics", "Pass", "PassResult"]
+from qat2int8.ir import Code, Diagnostic, Fact, Interval, Model, Severity, Target
+
+__all__ = ["Context", "Numerics", "Pass", "PassResult", "RangeSource"]
 
 
 class Numerics(enum.StrEnum):
@@ -26,11 +28,30 @@ class Numerics(enum.StrEnum):
     """By anything: quantizers were taken off, and with them the saturation that a later pass brings back."""
 
 
+class RangeSource(Protocol):
+    """Knows the range that tensors take on data: by running the model, or from a table."""
+
+    @property
+    def origin(self) -> str:
+        """Where the ranges are from, for people ("entropy over 500 samples")."""
+
+    def ranges(self, model: Model, wanted: Sequence[oir.Value]) -> Mapping[oir.Value, Interval]:
+        """The range of each of ``wanted``, which are activations of ``model`` as it is now.
+
+        Those of which nothing is known are left out.
+
+        Raises:
+            DataError: the data do not fit the model.
+        """
+
+
 @dataclass(frozen=True)
 class Context:
     """What a pass may read besides the model."""
 
     target: Target
+    ranges: RangeSource | None = None
+    """Calibrated ranges, where there are any."""
 
 
 @dataclass(frozen=True)

@@ -38,6 +38,7 @@ class CompleteScales(Pass):
 
     Options:
         sigmas: how many standard deviations of BatchNorm statistics the grid must hold.
+        report: whether a diagnostic says what stays without a grid; not where calibration is still to come.
     """
 
     name = "complete-scales"
@@ -47,6 +48,7 @@ class CompleteScales(Pass):
     numerics = Numerics.QUANTIZING
 
     sigmas: float = 6.0
+    report: bool = True
 
     def run(self, model: Model, ctx: Context) -> PassResult:
         completion = _Completion(self, model, ctx)
@@ -55,7 +57,8 @@ class CompleteScales(Pass):
         while completion.derived > before:
             before = completion.derived
             completion.sweep()
-        return PassResult({"derived": completion.derived}, tuple(completion.missing.values()))
+        missing = tuple(completion.missing.values()) if self.report else ()
+        return PassResult({"derived": completion.derived}, missing)
 
 
 class _Completion:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import enum
 import fnmatch
+import itertools
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,6 +61,9 @@ class InsertQuantizeDequantize(Pass):
         quantize_ops: op types to quantize; empty means every op the target supports.
         skip_nodes: names or ``*`` patterns of nodes to leave in float.
         on_missing_scale: ``error`` (default) or ``float``, for ops named in ``quantize_ops``.
+        skip_first_conv: whether the first Conv stays in float, as PaddlePaddle's Calibrator leaves it.
+        float_weights: whether weights stay float32 in the file, behind a Quantize that the runtime computes once,
+            on loading. Passes that rearrange integer weights (stems) leave such layers alone.
 
     Raises:
         PassFailed: an unknown op, a pattern that fits no node, or a missing scale of an op asked for by name.
@@ -74,6 +78,8 @@ class InsertQuantizeDequantize(Pass):
     quantize_ops: tuple[str, ...] = ()
     skip_nodes: tuple[str, ...] = ()
     on_missing_scale: OnMissingScale = OnMissingScale.ERROR
+    skip_first_conv: bool = False
+    float_weights: bool = False
 
     def run(self, model: Model, ctx: Context) -> PassResult:
         unknown = [op for op in self.quantize_ops if op not in ctx.target.ops]
@@ -395,6 +401,9 @@ class _Placement:
             node.replace_input_with(2, writer.dequantized(levels, grid, name, node))
         array = self.model.constant(kernel.weight)
         assert array is not None
+        if self.owner.float_weights and array.dtype == np.float32:
+            node.replace_input_with(1, writer.quantized_at_load(kernel.weight, params, node))
+            return
         node.replace_input_with(
             1,
             writer.constant(
@@ -534,7 +543,7 @@ class _Placement:
         self.diagnostics.append(self.owner.note(code, reason, node=node.name or ""))
 
     def _match_skipped(self) -> set[oir.Node]:
-        skipped: set[oir.Node] = set()
+        skipped = set(itertools.islice(self.model.nodes("Conv"), self.owner.skip_first_conv))
         names = {node.name or "": node for node in self.model.nodes()}
         for pattern in self.owner.skip_nodes:
             found = [names[pattern]] if pattern in names else _matching(names, pattern)

@@ -116,6 +116,22 @@ class QdqWriter:
         self._describe(node.outputs[0], f"{name}_dequantized", oir.DataType.FLOAT, integers.shape)
         return node.outputs[0]
 
+    def quantized_at_load(self, constant: oir.Value, params: QuantParams, before: oir.Node) -> oir.Value:
+        """A float constant as it is, behind Quantize and Dequantize; one for all consumers on the same grid."""
+        key = (constant, *_key(params.scale), *_key(params.zero_point), params.dtype, params.axis)
+        if key not in self._constants:
+            name = constant.name or "constant"
+            attributes = {} if params.axis is None else {"axis": params.axis}
+            grid = [self._scale(params, name), self._zero_point(params)]
+            quantize = self._node("QuantizeLinear", [constant, *grid], f"{name}_QuantizeLinear", attributes)
+            integers = quantize.outputs[0]
+            self._describe(integers, f"{name}_quantized", params.dtype.storage, constant.shape)
+            dequantize = self._node("DequantizeLinear", [integers, *grid], f"{name}_DequantizeLinear", attributes)
+            self.model.graph.insert_before(before, [quantize, dequantize])
+            self._describe(dequantize.outputs[0], f"{name}_dequantized", oir.DataType.FLOAT, constant.shape)
+            self._constants[key] = dequantize.outputs[0]
+        return self._constants[key]
+
     def _take_over_output(self, tensor: oir.Value, result: oir.Value) -> None:
         outputs = self.model.graph.outputs
         name = tensor.name
