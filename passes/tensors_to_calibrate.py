@@ -51,7 +51,7 @@ class _Search:
     def is_fed(self, kernel: Kernel) -> bool:
         """Whether a layer's result reaches an elementwise op that is not the end of the graph."""
         fed = any(self.moved(value) in self.integer for value in kernel.inputs)
-        return fed and not kernel.output.is_graph_output()
+        return fed and not any(value.is_graph_output() for value in kernel.outputs)
 
     def want(self, value: oir.Value) -> None:
         known = value in self.model.scales or value.is_initializer()

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import json
 import os
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,9 @@ from qat2int8.ir.io import check_output_path, load_model, read_proto, save_model
 from qat2int8.ir.verify import VerifyLevel
 from qat2int8.passes import Context
 from qat2int8.passes.lower_to_qoperators import LowerToQoperators
+from qat2int8.pipelines.calibration.algorithms import DEFAULT_ALGORITHM, Algorithm, parse_algorithm
+from qat2int8.pipelines.calibration.ranges import CalibratedRanges, DataRanges, OnBatch
+from qat2int8.pipelines.calibration.steps import with_calibration
 from qat2int8.pipelines.certificate import Certificate, certify
 from qat2int8.pipelines.dialects import has_fake_quant
 from qat2int8.pipelines.fidelity import Fidelity, compare, synthetic_inputs
@@ -33,10 +37,11 @@ from qat2int8.pipelines.reference import ReadableSource
 from qat2int8.pipelines.sessions import Feeds, ModelFile
 from qat2int8.pipelines.shipped import load_pipeline
 from qat2int8.pipelines.spec import PipelineSpec, flatten
+from qat2int8.pipelines.tables.table import CalibrationTable
 from qat2int8.pipelines.target_files import DEFAULT_TARGET, load_target
 from qat2int8.pipelines.version import VERSION
 
-__all__ = ["Conversion", "convert"]
+__all__ = ["Conversion", "check_not_converted", "convert", "run_conversion", "with_placement"]
 
 _PLACEMENT = "insert-quantize-dequantize"
 _NARROWING = "narrow-wide-grids"
@@ -84,6 +89,7 @@ class Conversion:
         run: what each pass did.
         before: op types of the source with counts.
         source_bytes: size of the source, data files included.
+        reference: what kind of model the source is, which fidelity compares with: ``fake-quant`` or ``float``.
     """
 
     model: Model
@@ -94,6 +100,8 @@ class Conversion:
     source_bytes: int
     _source: _Stored | bytes = field(repr=False)
     _readable: ReadableSource = field(repr=False)
+    _ranges: CalibratedRanges | None = field(default=None, repr=False)
+    reference: str = "fake-quant"
     _saved: _Stored | None = field(default=None, repr=False)
     _scratch: tempfile.TemporaryDirectory[str] | None = field(default=None, repr=False)
 
@@ -101,6 +109,11 @@ class Conversion:
     def diagnostics(self) -> tuple[Diagnostic, ...]:
         """Everything the passes had to say, in order."""
         return self.run.diagnostics
+
+    @property
+    def calibration(self) -> CalibrationTable | None:
+        """The ranges that were calibrated, or the table they were read from; None where neither was given."""
+        return self._ranges.table() if self._ranges is not None else None
 
     @property
     def after(self) -> dict[str, int]:
@@ -132,17 +145,30 @@ class Conversion:
 
     @cached_property
     def fidelity(self) -> Fidelity:
-        """How closely the result follows its source on synthetic inputs; see :meth:`fidelity_on` for real ones.
+        """How closely the result follows its source: on samples it was calibrated on, else on synthetic inputs.
+
+        See :meth:`fidelity_on` for inputs of one's own.
 
         Raises:
             UnsupportedModel: onnxruntime refuses one of the models.
             DataError: no input could be made up that the models accept, or the source has been changed or deleted.
         """
+        original, pairs = self._original(), pairs_of(self.model)
+        data = self._ranges.data if self._ranges is not None else None
+        if data is not None:
+            with contextlib.suppress(DataError):  # an iterator can be gone through once only
+                batches = (batch.inputs for batch in itertools.islice(data, _FIDELITY_SAMPLES))
+                return compare(
+                    original,
+                    self._file(),
+                    batches,
+                    data=data.name,
+                    seconds=_FIDELITY_SECONDS,
+                    target=self.target,
+                    pairs=pairs,
+                )
         inputs = synthetic_inputs(self.model, _FIDELITY_SAMPLES)
-        pairs = pairs_of(self.model)
-        return compare(
-            self._original(), self._file(), inputs, seconds=_FIDELITY_SECONDS, target=self.target, pairs=pairs
-        )
+        return compare(original, self._file(), inputs, seconds=_FIDELITY_SECONDS, target=self.target, pairs=pairs)
 
     def fidelity_on(self, batches: Iterable[Feeds], name: str = "data") -> Fidelity:
         """The same on inputs of the caller: dicts of arrays by input name.
@@ -192,6 +218,12 @@ def convert(
     narrow_16_bit: bool = False,
     format: str | None = None,
     options: Mapping[str, Mapping[str, Any]] | None = None,
+    data: Any = None,
+    calibrator: str | Algorithm = DEFAULT_ALGORITHM,
+    samples: int | None = None,
+    batch_size: int = 1,
+    threads: int = 0,
+    on_batch: OnBatch | None = None,
     verify: VerifyLevel | str = VerifyLevel.CHECKER,
     observers: Sequence[Observer] = (),
 ) -> Conversion:
@@ -208,6 +240,13 @@ def convert(
         format: ``qdq`` or ``qoperator``, how the result says that it computes on integers; None leaves it to the
             pipeline, and the shipped one says ``qdq``.
         options: further options of passes, by pass name.
+        data: samples for the tensors that nobody trained and nothing could derive a grid for; what
+            :func:`qat2int8.pipelines.data.open_data` opens.
+        calibrator: the algorithm for those, as in ``percentile{percent=99.9}``.
+        samples: how many to use at most.
+        batch_size: samples a run; a model that fixes its batch decides it.
+        threads: of calibration; 0 for all processors.
+        on_batch: told of the progress of calibration.
         verify: what is checked after each pass: none, structure, checker or numeric.
         observers: see :mod:`qat2int8.pipelines.observers`.
 
@@ -217,11 +256,55 @@ def convert(
     Raises:
         InvalidModel: the file is not a valid model.
         UnsupportedModel: there is no fake quant in it, or none the target can compute.
-        PipelineError: an unknown pipeline, target, pass or option, or a format the target does not read.
+        PipelineError: an unknown pipeline, target, pass, option or algorithm, or a format the target does not
+            read.
         PassFailed: an unknown op or node, or a missing scale of an op asked for by name.
+        DataError: the data cannot be read, do not fit, or make a tensor that is not finite.
     """
     chosen = target if isinstance(target, Target) else load_target(os.fspath(target))
     spec = pipeline if isinstance(pipeline, PipelineSpec) else load_pipeline(os.fspath(pipeline))
+    spec = with_placement(
+        spec,
+        options,
+        quantize_ops=quantize_ops,
+        skip_nodes=skip_nodes,
+        on_missing_scale=on_missing_scale,
+        narrow_16_bit=narrow_16_bit,
+        format=format,
+    )
+    ranging = None
+    if data is not None:
+        spec = with_calibration(spec)
+        algorithm = parse_algorithm(calibrator)
+        ranging = partial(
+            DataRanges.open,
+            data,
+            algorithm,
+            samples=samples,
+            batch_size=batch_size,
+            threads=threads,
+            on_batch=on_batch,
+        )
+    return run_conversion(
+        model, spec, chosen, admit=_check_fake_quant, ranging=ranging, verify=verify, observers=observers
+    )
+
+
+def with_placement(
+    spec: PipelineSpec,
+    options: Mapping[str, Mapping[str, Any]] | None,
+    *,
+    quantize_ops: Sequence[str],
+    skip_nodes: Sequence[str],
+    on_missing_scale: str,
+    narrow_16_bit: bool = False,
+    format: str | None = None,
+) -> PipelineSpec:
+    """``spec`` with the options that callers have names of their own for, and with ``options``, by pass name.
+
+    Raises:
+        PipelineError: the pipeline has no such pass.
+    """
     placement: dict[str, Any] = {}
     if quantize_ops:
         placement["quantize_ops"] = tuple(quantize_ops)
@@ -236,14 +319,35 @@ def convert(
         overrides.setdefault(_NARROWING, {})["requantize"] = True
     if format is not None:
         overrides.setdefault(_LOWERING, {})["format"] = format
-    if overrides:
-        spec = spec.with_options(overrides)
+    return spec.with_options(overrides) if overrides else spec
 
+
+def run_conversion(
+    model: str | os.PathLike[str] | onnx.ModelProto,
+    spec: PipelineSpec,
+    target: Target,
+    *,
+    admit: Callable[[Model, Target], None],
+    ranging: Callable[[Model], CalibratedRanges] | None,
+    reference: str = "fake-quant",
+    verify: VerifyLevel | str,
+    observers: Sequence[Observer],
+) -> Conversion:
+    """Read a model, run ``spec`` on it and stamp the result: what all conversions have in common.
+
+    Args:
+        admit: raises for a model that this conversion is not for.
+        ranging: opens the source of calibrated ranges for the model.
+        reference: what kind of model the source is.
+
+    Raises:
+        Qat2Int8Error: as :func:`convert`.
+    """
     level = _verify_level(verify)
     # What is misspelt or not possible is found before a model is read that may take a while.
     for pass_ in flatten(spec.build()):
         if isinstance(pass_, LowerToQoperators):
-            chosen.check_format(pass_.format)
+            target.check_format(pass_.format)
     source: _Stored | bytes
     if isinstance(model, onnx.ModelProto):
         source = _serialized(model)
@@ -254,14 +358,26 @@ def convert(
     size = (len(source) if isinstance(source, bytes) else source.identity[2]) + _external_bytes(graph)
     before = _op_counts(graph)
     with _naming(graph), ThreadPoolExecutor(max_workers=1) as background:
-        _check_fake_quant(graph)
+        admit(graph, target)
         # Hashing 100 MB takes as long as several passes, and lets other threads run meanwhile.
         digest = background.submit(_sha256, source)
         readable = ReadableSource(graph)
-        run = run_pipeline(graph, spec, Context(chosen), verify=level, observers=(*observers, readable))
+        ranges = ranging(graph) if ranging is not None else None
+        ctx = Context(target, ranges)
+        with _data_errors_as_they_are():
+            run = run_pipeline(graph, spec, ctx, verify=level, observers=(*observers, readable))
         _check_placed(graph, run)
-        _stamp(graph, spec, chosen, run, digest.result())
-    return Conversion(graph, chosen, spec, run, before, size, source, readable)
+        _stamp(graph, spec, target, run, digest.result())
+    return Conversion(graph, target, spec, run, before, size, source, readable, ranges, reference)
+
+
+@contextlib.contextmanager
+def _data_errors_as_they_are() -> Iterator[None]:
+    """Leave out which pass was running when a sample turned out to be wrong: it has no part in it."""
+    try:
+        yield
+    except DataError as error:
+        raise (error.__cause__ if isinstance(error.__cause__, DataError) else error) from None
 
 
 def _verify_level(name: str) -> VerifyLevel:
@@ -317,10 +433,15 @@ def _external_bytes(model: Model) -> int:
     return sum(tensor.nbytes for tensor in tensors if isinstance(tensor, oir.ExternalTensor))
 
 
-def _check_fake_quant(model: Model) -> None:
-    """Raise when there is no fake quant to convert."""
+def check_not_converted(model: Model) -> None:
+    """Raise for a model that this tool made."""
     if _PLACEMENT in model.ir.metadata_props.get(_PIPELINE_KEY, ""):
         raise UnsupportedModel("has been converted to INT8 already", remedy="convert the model it was made from")
+
+
+def _check_fake_quant(model: Model, target: Target) -> None:
+    """Raise when there is no fake quant to convert."""
+    check_not_converted(model)
     if not has_fake_quant(model):
         raise _no_fake_quant()
 
@@ -328,7 +449,7 @@ def _check_fake_quant(model: Model) -> None:
 def _no_fake_quant() -> UnsupportedModel:
     return UnsupportedModel(
         "no fake quantization found: no QuantizeLinear, no DequantizeLinear, no recorded thresholds",
-        remedy="export the model with its fake quant nodes",
+        remedy="export the model with its fake quant nodes, or calibrate a float one with 'qat2int8 quantize'",
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -28,12 +28,15 @@ ModelFile: TypeAlias = Path | bytes
 """A model on disk, or serialised in memory."""
 
 
-def session(model: ModelFile, *, threads: int = 0, optimized: Path | None = None) -> ort.InferenceSession:
+def session(
+    model: ModelFile, *, threads: int = 0, optimized: Path | None = None, yielding: bool = False
+) -> ort.InferenceSession:
     """A session as a user would make it, with default optimisation.
 
     Args:
         threads: intra-op threads; 0 lets the runtime choose.
         optimized: where to write the graph the runtime really executes.
+        yielding: leave the processor to others between runs, for which its threads wait busily otherwise.
 
     Raises:
         UnsupportedModel: the runtime refuses the model.
@@ -41,6 +44,8 @@ def session(model: ModelFile, *, threads: int = 0, optimized: Path | None = None
     options = _options(threads)
     if optimized is not None:
         options.optimized_model_filepath = str(optimized)
+    if yielding:
+        options.add_session_config_entry("session.force_spinning_stop", "1")
     return _open(model, options)
 
 
@@ -83,14 +88,16 @@ def profiled_session(model: ModelFile, prefix: Path, *, threads: int = 0) -> ort
     return _open(model, options)
 
 
-def run_session(running: ort.InferenceSession, feeds: Mapping[str, npt.NDArray[Any]]) -> list[npt.NDArray[Any]]:
-    """All outputs.
+def run_session(
+    running: ort.InferenceSession, feeds: Mapping[str, npt.NDArray[Any]], names: Sequence[str] | None = None
+) -> list[npt.NDArray[Any]]:
+    """The outputs called ``names``, all of them if not given.
 
     Raises:
         DataError: the inputs do not fit the model.
     """
     try:
-        outputs: list[npt.NDArray[Any]] = running.run(None, dict(feeds))
+        outputs: list[npt.NDArray[Any]] = running.run(None if names is None else list(names), dict(feeds))
     except Exception as error:  # onnxruntime raises types of its own, with no common base
         raise DataError(f"onnxruntime cannot run the model on this input: {_first_line(error)}") from error
     return outputs

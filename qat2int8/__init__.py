@@ -26,19 +26,27 @@ if TYPE_CHECKING:
         UnsupportedModel,
     )
     from qat2int8.ir.io import load_model, save_model
+    from qat2int8.pipelines.calibration.calibrator import Calibrator, calibrate
     from qat2int8.pipelines.certificate import Certificate
     from qat2int8.pipelines.convert import Conversion, convert
     from qat2int8.pipelines.fidelity import Fidelity
+    from qat2int8.pipelines.quantize import quantize
+    from qat2int8.pipelines.tables.table import CalibrationTable
     from qat2int8.pipelines.version import VERSION as __version__
 
 _HOMES = {
     "qat2int8.ir.io": ("load_model", "save_model"),
+    "qat2int8.pipelines.calibration.calibrator": ("Calibrator", "calibrate"),
     "qat2int8.pipelines.certificate": ("Certificate",),
     "qat2int8.pipelines.convert": ("Conversion", "convert"),
     "qat2int8.pipelines.fidelity": ("Fidelity",),
+    "qat2int8.pipelines.quantize": ("quantize",),
+    "qat2int8.pipelines.tables.table": ("CalibrationTable",),
 }
 
 __all__ = [
+    "CalibrationTable",
+    "Calibrator",
     "Certificate",
     "Conversion",
     "DataError",
@@ -55,8 +63,10 @@ __all__ = [
     "Target",
     "UnsupportedModel",
     "__version__",
+    "calibrate",
     "convert",
     "load_model",
+    "quantize",
     "save_model",
 ]
 

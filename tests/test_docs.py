@@ -29,11 +29,13 @@ from qat2int8.ir import Code, Diagnostic, Fact, Model, OpRule, PipelineError, Qu
 from qat2int8.ir.io import save_model
 from qat2int8.passes import all_passes
 from qat2int8.passes.qoperators import QOPERATORS
+from qat2int8.pipelines.calibration import ALGORITHMS as CALIBRATORS
 from qat2int8.pipelines.convert import Conversion
 from qat2int8.pipelines.data.options import FORMATS as DATA_FORMATS
 from qat2int8.pipelines.data.options import DataOptions
 from qat2int8.pipelines.data.options import parse as parse_data
 from qat2int8.pipelines.evaluation.metrics import METRICS
+from qat2int8.pipelines.quantize_config import QuantizeConfig
 from qat2int8.pipelines.shipped import load_pipeline, pipeline_names
 from qat2int8.pipelines.spec import PipelineSpec, flatten, option_fields
 from qat2int8.pipelines.tables import FORMATS as TABLE_FORMATS
@@ -337,6 +339,49 @@ def test_the_python_of_the_pipelines_page_runs(workplace: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert (workplace / "steps" / "00-input.onnx").exists()
     assert (workplace / "int8.onnx").exists()
+
+
+# -- calibration.md -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def digits(tmp_path: Path) -> Path:
+    """A folder with the float model, the data and the configuration of the calibration page."""
+    shutil.copy(QAT_MODEL, tmp_path / "model_qat.onnx")
+    shutil.copy(QAT_MODEL.with_name("resnet_trt_fp32.onnx"), tmp_path / "model.onnx")
+    with np.load(QAT_MODEL.with_name("mnist500.npz")) as stored:
+        np.savez(tmp_path / "digits.npz", image=stored["images"][:100].astype(np.float32)[:, None] / 255.0)
+    (tmp_path / "ptq.yaml").write_text(blocks("calibration.md", "yaml")[0])
+    return tmp_path
+
+
+@pytest.mark.slow
+def test_the_commands_of_the_calibration_page_run(digits: Path) -> None:
+    run_console(digits, console("calibration.md"))
+
+
+@pytest.mark.slow
+def test_the_python_of_the_calibration_page_runs(digits: Path) -> None:
+    done = python(digits, "-", text="\n".join(blocks("calibration.md", "python")))
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_algorithms_and_their_options_are_all_told_of() -> None:
+    told = {
+        row[0].strip("`"): set(re.findall(r"`([^`]+)`", row[1])) for row in rows("calibration.md", "algorithms")
+    }
+    assert told == {name: set(option_fields(kind)) for name, kind in CALIBRATORS.items()}
+
+
+def test_the_keys_of_a_configuration_are_all_told_of() -> None:
+    assert set(keys("calibration.md", "config")) == set(QuantizeConfig.model_fields)
+
+
+def test_the_document_of_calibrate_is_told_of(digits: Path) -> None:
+    words = ("--data", f"{digits}/digits.npz", "--samples", "1", "--calibrator", "minmax")
+    document = invoke("calibrate", f"{digits}/model.onnx", *words, "-o", f"{digits}/ranges.json")
+    assert keys("formats.md", "json-calibrate") == list(document)
+    assert nested("formats.md", "json-calibrate", "tensors") == list(document["tensors"]["image"])
 
 
 # -- evaluation.md --------------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from qat2int8.tools.calibrate import calibrate
 from qat2int8.tools.cast_output import cast_output
 from qat2int8.tools.console import print_error
 from qat2int8.tools.convert import convert
@@ -23,6 +24,7 @@ from qat2int8.tools.inspect_model import inspect
 from qat2int8.tools.pack import pack
 from qat2int8.tools.passes import passes
 from qat2int8.tools.pipelines import pipelines
+from qat2int8.tools.quantize import quantize
 from qat2int8.tools.run import run
 from qat2int8.tools.table import convert_table, diff_tables, extract_table, merge_tables, show_table
 from qat2int8.tools.targets import targets
@@ -37,6 +39,16 @@ COMMANDS: dict[str, tuple[Callable[..., None], str, str]] = {
         convert,
         "Turn a QAT model into a real INT8 model.",
         "qat2int8 convert model.onnx -o model.int8.onnx",
+    ),
+    "quantize": (
+        quantize,
+        "Turn a float model into a real INT8 model, on ranges from data.",
+        "qat2int8 quantize model.onnx --data samples.npz -o model.int8.onnx",
+    ),
+    "calibrate": (
+        calibrate,
+        "Find the ranges that tensors take on data.",
+        "qat2int8 calibrate model.onnx --data samples.npz -o model.table.json",
     ),
     "explain": (
         explain,

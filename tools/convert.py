@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 import sys
 import time
-from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,14 +13,33 @@ import typer
 from qat2int8.tools.console import Debug, Json, Quiet, Report, Verbose
 from qat2int8.tools.evidence import report_certificate
 from qat2int8.tools.figures import as_bytes, as_count, as_percent
+from qat2int8.tools.options import (
+    BatchSize,
+    Calibrating,
+    Data,
+    FidelityFlag,
+    Format,
+    OnMissingScale,
+    Output,
+    QuantizeOps,
+    ReluEncoding,
+    RequireInt8,
+    Samples,
+    SkipNode,
+    TargetName,
+    Threads,
+    Verify,
+    names_of,
+)
+from qat2int8.tools.progress import progress
 
 if TYPE_CHECKING:
     from qat2int8.ir import DataError, Diagnostic
     from qat2int8.pipelines.convert import Conversion
     from qat2int8.pipelines.fidelity import Fidelity
-    from qat2int8.pipelines.observers import Observer
+    from qat2int8.pipelines.tables.table import CalibrationTable
 
-__all__ = ["convert", "report_conversion", "report_float"]
+__all__ = ["convert", "deliver", "fidelity_of", "report_conversion", "report_float"]
 
 _REQUIREMENT_NOT_MET = 1
 
@@ -31,31 +48,12 @@ def convert(
     model: Annotated[
         Path, typer.Argument(metavar="MODEL", help="The model with fake quantization.", show_default=False)
     ],
-    output: Annotated[
-        Path,
-        typer.Option("--output", "-o", metavar="FILE", help="Where to write the INT8 model.", show_default=False),
-    ],
-    target: Annotated[str, typer.Option(metavar="TARGET", help="A target's name or .yaml file.")] = "ort-x86",
-    quantize_ops: Annotated[
-        str,
-        typer.Option(
-            metavar="OPS", help="Op types to quantize, comma separated (Conv,Gemm); all that can be if not given."
-        ),
-    ] = "",
-    skip_node: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="NODE", help="Name or '*' pattern of a node to leave in float; can be given more than once."
-        ),
-    ] = None,
-    on_missing_scale: Annotated[
-        str,
-        typer.Option(metavar="error|float", help="What becomes of an op of --quantize-ops that has no scale."),
-    ] = "error",
-    relu_encoding: Annotated[
-        str,
-        typer.Option(metavar="ENCODING", help="How grids behind a Relu use uint8: exact, refine or same-grid."),
-    ] = "",
+    output: Output,
+    target: TargetName = "ort-x86",
+    quantize_ops: QuantizeOps = "",
+    skip_node: SkipNode = None,
+    on_missing_scale: OnMissingScale = "error",
+    relu_encoding: ReluEncoding = "",
     exact_weights: Annotated[
         bool,
         typer.Option(
@@ -67,14 +65,7 @@ def convert(
         bool,
         typer.Option("--narrow-16-bit", help="Put 16-bit grids, which no kernel computes, on 8-bit grids."),
     ] = False,
-    format: Annotated[
-        str,
-        typer.Option(
-            metavar="qdq|qoperator",
-            help="Form of the result: Q/DQ around float ops, or operators that compute on integers; "
-            "qdq unless the pipeline says otherwise.",
-        ),
-    ] = "",
+    format: Format = "",
     fp32_out: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="Also write the float model: fake quants removed, layers fused."),
@@ -83,22 +74,14 @@ def convert(
         str,
         typer.Option(metavar="PIPELINE", help="A shipped pipeline's name, a .yaml file, or pipeline text."),
     ] = "qat-to-int8",
-    verify: Annotated[
-        str,
-        typer.Option(
-            metavar="LEVEL", help="What is checked after each pass: none, structure, checker or numeric."
-        ),
-    ] = "checker",
-    require_int8: Annotated[
-        float | None,
-        typer.Option(
-            help="Exit with 1 unless this percentage of multiply-accumulates is integer.",
-            metavar="PERCENT",
-            min=0.0,
-            max=100.0,
-        ),
-    ] = None,
-    fidelity: Annotated[bool, typer.Option(help="Compare the result with its source on synthetic inputs.")] = True,
+    data: Data = "",
+    calibrator: Calibrating = "entropy",
+    samples: Samples = None,
+    batch_size: BatchSize = 1,
+    threads: Threads = 0,
+    verify: Verify = "checker",
+    require_int8: RequireInt8 = None,
+    fidelity: FidelityFlag = True,
     json: Json = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
@@ -111,7 +94,6 @@ def convert(
     """
     from qat2int8.ir.io import check_output_path
     from qat2int8.pipelines.convert import convert as convert_model
-    from qat2int8.pipelines.fidelity import Fidelity
 
     report = Report(json=json, quiet=quiet, verbose=verbose)
     started = time.perf_counter()
@@ -119,39 +101,72 @@ def convert(
     if fp32_out is not None:
         check_output_path(fp32_out, source=model)
         _check_apart(fp32_out, output)
-    with _progress(quiet or json) as observers:
+    with progress(quiet or json) as shown:
         conversion = convert_model(
             model,
             target=target,
             pipeline=pipeline,
-            quantize_ops=[op.strip() for op in quantize_ops.split(",") if op.strip()],
+            quantize_ops=names_of(quantize_ops),
             skip_nodes=skip_node or (),
             on_missing_scale=on_missing_scale,
             narrow_16_bit=narrow_16_bit,
             format=format or None,
             options=_pass_options(relu_encoding, exact_weights=exact_weights),
+            data=data or None,
+            calibrator=calibrator,
+            samples=samples,
+            batch_size=batch_size,
+            threads=threads,
+            on_batch=shown.on_batch,
             verify=verify,
-            observers=observers,
+            observers=shown.observers,
         )
         in_float = convert_model(model, pipeline="qat-to-fp32", verify=verify) if fp32_out is not None else None
         # What onnxruntime refuses to load is not written at all.
-        certificate = conversion.certificate
-        compared = _fidelity(conversion) if fidelity else None
+        conversion.certificate  # noqa: B018
+        compared = fidelity_of(conversion) if fidelity else None
         if in_float is not None and fp32_out is not None:
             in_float.save(fp32_out)
         conversion.save(output)
-    seconds = time.perf_counter() - started
+    deliver(report, conversion, compared, model, output, time.perf_counter() - started, require_int8, fp32_out)
 
+
+def deliver(
+    report: Report,
+    conversion: Conversion,
+    compared: Fidelity | DataError | None,
+    source: Path,
+    output: Path,
+    seconds: float,
+    require_int8: float | None,
+    fp32_out: Path | None = None,
+) -> None:
+    """Tell everything about a conversion that has been written to ``output``.
+
+    Raises:
+        typer.Exit: with 1, when less than ``require_int8`` percent is integer.
+    """
+    from qat2int8.pipelines.fidelity import Fidelity
+
+    certificate = conversion.certificate
     percent = certificate.integer_macs_percent
     met = require_int8 is None or percent >= require_int8
     written = _file_bytes(output)
+    calibration = conversion.calibration
     report.data(
         {
-            "source": str(model),
+            "source": str(source),
             "output": str(output),
             "fp32_output": str(fp32_out) if fp32_out is not None else None,
             "target": conversion.target.name,
             "pipeline": str(conversion.pipeline),
+            "calibration": None
+            if calibration is None
+            else {
+                "algorithm": calibration.algorithm,
+                "samples": calibration.samples,
+                "tensors": len(calibration.entries),
+            },
             "seconds": seconds,
             "bytes": {"before": conversion.source_bytes, "after": written},
             "nodes": {"before": conversion.before, "after": conversion.after},
@@ -162,6 +177,8 @@ def convert(
         }
     )
     report_conversion(report, conversion, compared)
+    if calibration is not None:
+        report.line(f"calibrated   {_calibrated(calibration)}")
     report.line(f"size         {as_bytes(conversion.source_bytes)} -> {as_bytes(written)}")
     report.line(f"written      {output} for {conversion.target.name} in {seconds:.1f} s")
     if fp32_out is not None:
@@ -176,6 +193,12 @@ def convert(
         raise typer.Exit(_REQUIREMENT_NOT_MET)
 
 
+def _calibrated(table: CalibrationTable) -> str:
+    tensors = f"{len(table.entries)} tensor{'s' if len(table.entries) != 1 else ''}"
+    algorithm = table.algorithm or table.origin or "an algorithm that the table does not name"
+    return f"{tensors} by {algorithm}" + (f" over {table.samples} samples" if table.samples else "")
+
+
 def report_conversion(report: Report, conversion: Conversion, compared: Fidelity | DataError | None) -> None:
     """Nodes before and after, what runs in integers, and how faithful it is.
 
@@ -187,7 +210,7 @@ def report_conversion(report: Report, conversion: Conversion, compared: Fidelity
     report.line()
     report_certificate(report, certificate)
     if compared is not None:
-        for index, text in enumerate(_fidelity_lines(compared)):
+        for index, text in enumerate(_fidelity_lines(compared, conversion.reference)):
             report.line(f"{'' if index else 'fidelity':13}{text}")
         if report.verbose and not isinstance(compared, Exception):
             _report_levels(report, compared)
@@ -231,7 +254,7 @@ def _op_rows(conversion: Conversion, *, full: bool) -> list[tuple[str, object, o
     return [*rows, ("all", sum(before.values()), sum(after.values()))]
 
 
-def _fidelity(conversion: Conversion) -> Fidelity | DataError:
+def fidelity_of(conversion: Conversion) -> Fidelity | DataError:
     """What is measured, or why it could not be: made-up inputs need not suit every model."""
     from qat2int8.ir import DataError, UnsupportedModel
 
@@ -265,7 +288,7 @@ def _report_levels(report: Report, compared: Fidelity) -> None:
     report.line()
 
 
-def _fidelity_lines(compared: Fidelity | DataError) -> tuple[str, ...]:
+def _fidelity_lines(compared: Fidelity | DataError, reference: str) -> tuple[str, ...]:
     from qat2int8.pipelines.fidelity import Fidelity
 
     if not isinstance(compared, Fidelity):
@@ -274,9 +297,9 @@ def _fidelity_lines(compared: Fidelity | DataError) -> tuple[str, ...]:
     if math.isnan(worst):
         first = "unknown: the outputs hold NaN or infinities"
     elif math.isinf(worst):
-        first = "identical to the fake-quant model"
+        first = f"identical to the {reference} model"
     else:
-        first = f"{worst:.1f} dB against the fake-quant model"
+        first = f"{worst:.1f} dB against the {reference} model"
     if compared.same_argmax_percent is not None and math.isfinite(worst):
         first += f", same answer on {as_percent(compared.same_argmax_percent)}"
     doubt = "; low: measure it on your data" if worst < _DOUBTFUL_DB else ""
@@ -320,31 +343,6 @@ def _check_apart(fp32_out: Path, output: Path) -> None:
 
     if fp32_out.resolve() == output.resolve():
         raise OutputError("--fp32-out and --output are the same file", where=str(output), remedy="name two files")
-
-
-@contextlib.contextmanager
-def _progress(silent: bool) -> Iterator[Sequence[Observer]]:
-    """Observers that show which pass runs, on a terminal; nothing anywhere else."""
-    if silent or not sys.stderr.isatty():
-        yield ()
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-
-    from qat2int8.pipelines.observers import Quiet as Silent
-
-    columns = (TextColumn("{task.description:28}"), BarColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task("reading the model", total=None)
-
-        class Shown(Silent):
-            def before(self, model: Any, pass_: Any, position: Any) -> None:
-                progress.update(task, description=pass_.name, total=position.total + 1, completed=position.index)
-
-            def finished(self, model: Any, run: Any) -> None:
-                progress.update(task, description="certifying")
-
-        yield (Shown(),)
 
 
 def _file_bytes(path: Path) -> int:

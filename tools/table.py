@@ -150,11 +150,12 @@ def merge_tables(
     debug: Debug = False,
 ) -> None:
     """Merge the tables that were calibrated on parts of the data into the table of all of them."""
+    from qat2int8.pipelines.calibration import combine
     from qat2int8.pipelines.tables import merge
     from qat2int8.pipelines.tables.files import read_table
 
     report = Report(json=json, quiet=quiet, verbose=verbose)
-    merged = merge([read_table(path) for path in paths], names=[str(path) for path in paths])
+    merged = merge([read_table(path) for path in paths], names=[str(path) for path in paths], combine=combine)
     _write(report, merged, output, to, trt_version, {"tables": [str(path) for path in paths]})
 
 

@@ -158,6 +158,7 @@ def test_json(source: Path, tmp_path: Path) -> None:
         "source",
         "output",
         "fp32_output",
+        "calibration",
         "target",
         "pipeline",
         "seconds",

@@ -135,7 +135,9 @@ def test_a_shipped_pipeline_is_called_like_its_file_and_stands_in_order(name: st
     spec = load_pipeline(name)
     assert spec.name == name
     assert spec.description
-    check_order(spec.build(), frozenset())
+    # A pipeline for float models finds what others establish first.
+    starts = {"post-training": frozenset({Fact.FLOAT_WEIGHTS, Fact.NO_FAKE_QUANT})}
+    check_order(spec.build(), starts.get(name, frozenset()))
 
 
 def test_a_fixpoint_is_marked_and_a_pass_that_is_missing_named() -> None:
