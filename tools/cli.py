@@ -25,6 +25,7 @@ from qat2int8.tools.pack import pack
 from qat2int8.tools.passes import passes
 from qat2int8.tools.pipelines import pipelines
 from qat2int8.tools.quantize import quantize
+from qat2int8.tools.report import report
 from qat2int8.tools.run import run
 from qat2int8.tools.table import convert_table, diff_tables, extract_table, merge_tables, show_table
 from qat2int8.tools.targets import targets
@@ -60,6 +61,11 @@ COMMANDS: dict[str, tuple[Callable[..., None], str, str]] = {
         evaluate,
         "Compare answers and speed of models on data.",
         "qat2int8 evaluate model_fp32.onnx model.int8.onnx --data digits.npz --max-drop 1%",
+    ),
+    "report": (
+        report,
+        "Write a report that a person can look at.",
+        "qat2int8 report model.int8.onnx --reference model.onnx --data digits.npz -o report.html",
     ),
     "run": (
         run,

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from qat2int8.pipelines.evaluation.profile import OpTime
     from qat2int8.pipelines.evaluation.verdict import Verdict
 
-__all__ = ["evaluate"]
+__all__ = ["Source", "evaluate", "named_models"]
 
 _NOT_GOOD_ENOUGH = 1
 _INCOMPLETE = 2
@@ -75,6 +75,15 @@ def evaluate(
         ),
     ] = None,
     profile: Annotated[bool, typer.Option("--profile", help="Also show which ops the time goes to.")] = False,
+    report_file: Annotated[
+        Path | None,
+        typer.Option(
+            "--report",
+            metavar="FILE",
+            help="Also write a report on the last model: .html, .md or .json.",
+            show_default=False,
+        ),
+    ] = None,
     json: Json = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
@@ -93,15 +102,19 @@ def evaluate(
 
     report = Report(json=json, quiet=quiet, verbose=verbose)
     limit = MaxDrop.parse(max_drop) if max_drop is not None else None
+    if report_file is not None:
+        from qat2int8.pipelines.reporting.write import check_report_path
+
+        check_report_path(report_file)
     counts = _thread_counts(threads)
     if (data is None) != random_data:
         raise DataError("give either --data or --random-data", remedy="--random-data measures speed only")
     if random_data and limit is not None:
         raise DataError("--max-drop needs data with labels", remedy="give --data")
     factory = None if random_data else metric_factory(metric)
-    named = _names(models)
+    named = named_models(models)
     machine = environment()
-    source = _Source.open(named, data, batch_size, labels)
+    source = Source.open(named, data, batch_size, labels)
     if random_data:
         iterations = iterations or _RANDOM_BATCHES
     with _progress(source.batches_in(iterations), quiet or json) as on_batch:
@@ -119,6 +132,12 @@ def evaluate(
     profiles = {name: _profile(path, source.batches, counts[0]) for name, path in named.items() if profile}
     verdicts = limit.judge(result) if limit is not None else ()
 
+    if report_file is not None:
+        from qat2int8.pipelines.reporting.collect import collect
+        from qat2int8.pipelines.reporting.write import write_report
+
+        reference = models[0] if len(models) > 1 else None
+        write_report(collect(models[-1], reference, evaluation=result, data=source.name), report_file)
     _show_answers(report, result, list(named), counts[0])
     _show_speed(report, result, list(named), counts)
     for name, times in profiles.items():
@@ -128,6 +147,8 @@ def evaluate(
     report.line(f"             {machine.expectation}")
     for warning in machine.warnings:
         report.line(f"warning      {warning}")
+    if report_file is not None:
+        report.line(f"written      {report_file}")
     for verdict in verdicts:
         report.line(str(verdict))
     report.data(
@@ -154,7 +175,7 @@ def _thread_counts(text: str) -> list[int]:
     return list(dict.fromkeys(int(part) for part in counts))
 
 
-def _names(models: Sequence[Path]) -> dict[str, Path]:
+def named_models(models: Sequence[Path]) -> dict[str, Path]:
     """Files by the shortest names that tell them apart."""
     for name in (lambda path: path.stem, lambda path: path.name, str):
         named = {name(path): path for path in models}
@@ -163,8 +184,8 @@ def _names(models: Sequence[Path]) -> dict[str, Path]:
     return {str(path): path for path in models}
 
 
-class _Source:
-    """What the models are fed with.
+class Source:
+    """What models are fed with.
 
     Attributes:
         batches: can be gone through again and again.
@@ -179,7 +200,7 @@ class _Source:
         self._size = size
 
     @classmethod
-    def open(cls, models: dict[str, Path], data: str | None, batch_size: int, labels: str | None) -> _Source:
+    def open(cls, models: dict[str, Path], data: str | None, batch_size: int, labels: str | None) -> Source:
         """The data as the first model wants it, after checking that the others want the same."""
         from qat2int8.ir import DataError
         from qat2int8.ir.io import load_model

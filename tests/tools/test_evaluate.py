@@ -95,6 +95,15 @@ def test_bad_labels_end_with_2_and_the_rest_is_reported(folder: Path) -> None:
     assert "100.00" in result.stdout
 
 
+def test_a_report_on_the_last_model_can_be_had_as_well(folder: Path) -> None:
+    words = ("--data", "data.npz", "--report", "report.json", "--batch-size", "4")
+    result = invoke("right.onnx", "wrong.onnx", *words)
+    assert result.exit_code == 0, result.output
+    document = json.loads((folder / "report.json").read_text())
+    assert (document["model"]["name"], document["reference"]["name"]) == ("wrong.onnx", "right.onnx")
+    assert [row["figures"]["top-1"] for row in document["accuracy"]] == [100.0, 0.0]
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -106,6 +115,7 @@ def test_bad_labels_end_with_2_and_the_rest_is_reported(folder: Path) -> None:
         (("right.onnx", "--data", "data.npz", "--max-drop", "lots"), "'lots' is no drop"),
         (("right.onnx", "--random-data", "--max-drop", "1%"), "--max-drop needs data with labels"),
         (("right.onnx", "--data", "data.npz", "--iterations", "2", "--skip-batches", "2"), "leave none"),
+        (("right.onnx", "--data", "data.npz", "--report", "report.doc"), "cannot be written as '.doc'"),
         (("missing.onnx", "--data", "data.npz"), "missing.onnx"),
         (("right.onnx", "--data", "missing.npz"), "missing.npz"),
     ],

@@ -1,0 +1,252 @@
+"""Everything known about a model, gathered into one report."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as oir
+
+from qat2int8.ir import Model, PipelineError
+from qat2int8.ir.io import load_model
+from qat2int8.pipelines.environment import environment
+from qat2int8.pipelines.evaluation.evaluate import Evaluation, ModelScore
+from qat2int8.pipelines.explanation import Explanation, explain
+from qat2int8.pipelines.reporting.document import (
+    Accuracy,
+    Card,
+    Drawing,
+    FloatReason,
+    Histogram,
+    Layer,
+    LayerError,
+    ModelFacts,
+    ReportDocument,
+    Speed,
+)
+from qat2int8.pipelines.reporting.drawing import Kind, draw
+from qat2int8.pipelines.shipped import load_pipeline
+from qat2int8.pipelines.spec import flatten
+from qat2int8.pipelines.version import VERSION
+
+__all__ = ["collect"]
+
+_MOVEMENT = frozenset(
+    {
+        *("Concat", "DepthToSpace", "Expand", "Flatten", "Gather", "Pad", "Reshape", "Shape", "Slice"),
+        *("SpaceToDepth", "Split", "Squeeze", "Tile", "Transpose", "Unsqueeze"),
+    }
+)
+"""Compute nothing: that they move floats is no loss by itself."""
+
+
+def collect(
+    model: Path,
+    reference: Path | None = None,
+    *,
+    evaluation: Evaluation | None = None,
+    data: str = "",
+    layer_errors: Sequence[LayerError] = (),
+    histograms: Sequence[Histogram] = (),
+) -> ReportDocument:
+    """Gather a report on the model file ``model``.
+
+    Args:
+        reference: what it is compared with: the float or fake-quant model it was made from.
+        evaluation: answers and speed, if measured; differences are against the first model in it.
+        data: what the evaluation and the layers' errors were measured on.
+        layer_errors: each layer's error against the reference, in the order of the graph.
+        histograms: values of activations with the ends of their grids.
+
+    Raises:
+        InvalidModel: a file is no valid model.
+        UnsupportedModel: onnxruntime refuses ``model``.
+    """
+    explanation = explain(model)
+    original = load_model(reference) if reference is not None else None
+    layers = _layers(explanation)
+    speed = _speeds(evaluation)
+    accuracy = _accuracies(evaluation)
+    machine = environment()
+    return ReportDocument(
+        title=f"{model.stem}: INT8 report",
+        made=f"{datetime.datetime.now().astimezone():%Y-%m-%d %H:%M}, qat2int8 {VERSION}",
+        model=_facts(model, explanation.model),
+        reference=_facts(reference, original) if reference is not None and original is not None else None,
+        cards=tuple(_cards(explanation, accuracy, speed, reference, layer_errors)),
+        accuracy=accuracy,
+        speed=speed,
+        data=data,
+        layers=layers,
+        layer_errors=tuple(layer_errors),
+        histograms=tuple(histograms),
+        drawings=tuple(_drawings(explanation, original)),
+        left_float=tuple(
+            FloatReason(
+                code=group.code,
+                reason=group.reason,
+                remedy=group.remedy,
+                nodes=tuple(record.node for record in group.nodes),
+            )
+            for group in explanation.left_float
+        ),
+        findings=tuple(finding.as_dict() for finding in explanation.diagnostics),
+        pipeline=_pipeline(explanation),
+        environment=machine.as_dict(),
+    )
+
+
+def _facts(path: Path, model: Model) -> ModelFacts:
+    beside = path.with_name(f"{path.name}.data")
+    return ModelFacts(
+        name=path.name,
+        bytes=path.stat().st_size + (beside.stat().st_size if beside.exists() else 0),
+        nodes=sum(1 for _ in model.graph.all_nodes()),
+        inputs=tuple(value.name or "" for value in model.graph.inputs),
+        outputs=tuple(value.name or "" for value in model.graph.outputs),
+    )
+
+
+def _layers(explanation: Explanation) -> tuple[Layer, ...]:
+    nodes = {node.name: node for node in explanation.model.graph.all_nodes()}
+    layers = []
+    for record in explanation.certificate.compute:
+        node = nodes.get(record.node)
+        kernel = explanation.certificate.kernel_of(node) if node is not None and record.integer else None
+        layers.append(
+            Layer(
+                name=record.node,
+                op_type=record.op_type,
+                macs=record.macs,
+                integer=record.integer,
+                kernel=kernel or ("integer" if record.integer else ""),
+            )
+        )
+    return tuple(layers)
+
+
+def _accuracies(evaluation: Evaluation | None) -> tuple[Accuracy, ...]:
+    judged = [score for score in evaluation.scores if score.metrics] if evaluation is not None else []
+    rows = []
+    for score in judged:
+        first = next(iter(judged[0].metrics))
+        difference = score.metrics.get(first, float("nan")) - judged[0].metrics[first]
+        rows.append(
+            Accuracy(
+                model=score.model,
+                samples=score.samples,
+                figures=dict(score.metrics),
+                loss=score.loss,
+                difference=difference,
+            )
+        )
+    return tuple(rows)
+
+
+def _speeds(evaluation: Evaluation | None) -> tuple[Speed, ...]:
+    if evaluation is None:
+        return ()
+    first = evaluation.scores[0].model
+    rows = ((score, evaluation.speedup(score.model, first, score.threads)) for score in evaluation.scores)
+    return tuple(_speed(score, ratio) for score, ratio in rows)
+
+
+def _speed(score: ModelScore, ratio: float) -> Speed:
+    quartiles = [1000.0 * float(part) for part in np.quantile(score.warm.seconds or (np.nan,), (0.25, 0.75))]
+    return Speed(
+        model=score.model,
+        threads=score.threads,
+        samples_per_second=score.warm.throughput,
+        median_ms=score.warm.median_ms,
+        lower_quartile_ms=quartiles[0],
+        upper_quartile_ms=quartiles[1],
+        p99_ms=score.warm.p99_ms,
+        ratio=ratio,
+    )
+
+
+def _cards(
+    explanation: Explanation,
+    accuracy: Sequence[Accuracy],
+    speed: Sequence[Speed],
+    reference: Path | None,
+    errors: Sequence[LayerError],
+) -> list[Card]:
+    certificate = explanation.certificate
+    share = certificate.integer_macs_percent
+    executed = certificate.basis == "executed"
+    cards = [
+        Card(
+            label="Integer multiply-accumulates" if executed else "Multiply-accumulates between quantizers",
+            # Never rounded up to all of them.
+            value=f"{int(10 * share) / 10:.1f} %",
+            hint=f"{sum(record.integer for record in certificate.compute)} of {len(certificate.compute)} layers",
+            tone="doubtful" if certificate.float_compute else "good",
+        )
+    ]
+    if len(accuracy) > 1 and accuracy[-1].difference is not None:
+        figure, value = next(iter(accuracy[-1].figures.items()))
+        cards.append(
+            Card(
+                label=figure,
+                value="–" if value is None else f"{value:.2f}",
+                hint=f"{round(accuracy[-1].difference, 2) + 0.0:+.2f} against {accuracy[0].model}",
+                tone="good" if accuracy[-1].difference > -0.5 else "doubtful",
+            )
+        )
+    ratios = [row.ratio for row in speed if row.model == speed[-1].model and row.ratio is not None]
+    if len({row.model for row in speed}) > 1 and ratios:
+        cards.append(
+            Card(
+                label="Speed",
+                value=f"{ratios[0]:.2f}x",
+                hint=f"of {speed[0].model}",
+                tone="good" if ratios[0] > 1.0 else "doubtful",
+            )
+        )
+    if reference is not None:
+        before, after = reference.stat().st_size, explanation.path.stat().st_size
+        cards.append(Card(label="Size", value=f"{100.0 * after / before:.0f} %", hint="of the reference"))
+    known = [error for error in errors if error.sqnr_db is not None]
+    if known:
+        worst = min(known, key=lambda error: error.sqnr_db or 0.0)
+        cards.append(Card(label="Worst layer", value=f"{worst.sqnr_db:.1f} dB", hint=worst.name))
+    cards.append(
+        Card(
+            label="Left in float",
+            value=str(sum(len(group.nodes) for group in explanation.left_float)),
+            hint="nodes that could be integer",
+            tone="good" if not explanation.left_float else "doubtful",
+        )
+    )
+    return cards
+
+
+def _drawings(explanation: Explanation, original: Model | None) -> list[Drawing]:
+    in_float = {record.node: group.reason for group in explanation.left_float for record in group.nodes}
+
+    def kind(node: oir.Node) -> Kind:
+        if explanation.node(node.name or "").integer:
+            return "integer"
+        return "movement" if node.op_type in _MOVEMENT else "float"
+
+    after = draw(explanation.model, "As converted", kind, lambda node: in_float.get(node.name or "", ""))
+    if original is None:
+        return [after]
+
+    def kind_before(node: oir.Node) -> Kind:
+        return "movement" if node.op_type in _MOVEMENT else "float"
+
+    return [draw(original, "As it came", kind_before, lambda node: ""), after]
+
+
+def _pipeline(explanation: Explanation) -> tuple[str, ...]:
+    """The names of the passes that made the model; the text itself where it cannot be read."""
+    if explanation.origin is None:
+        return ()
+    try:
+        return tuple(spec.name for spec in flatten(load_pipeline(explanation.origin.pipeline).passes))
+    except PipelineError:
+        return (explanation.origin.pipeline,)

@@ -1,0 +1,104 @@
+"""``qat2int8 report``: the file it writes, opened in a browser where there is one, and mistakes."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+from support import REPOSITORY
+from typer.testing import CliRunner, Result
+
+from qat2int8 import convert
+from qat2int8.tools.cli import app
+
+SOURCE = REPOSITORY / "tools" / "demo_data" / "resnet_trt_qat.onnx"
+BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("report")
+    convert(SOURCE).save(folder / "int8.onnx")
+    with np.load(SOURCE.with_name("mnist500.npz")) as digits:
+        images = digits["images"][:60].astype(np.float32)[:, None] / 255.0
+        np.savez(folder / "digits.npz", image=images, labels=digits["labels"][:60])
+    return folder
+
+
+def invoke(*words: str) -> Result:
+    return CliRunner().invoke(app, ["report", *words])
+
+
+def written(folder: Path, name: str, *words: str) -> Path:
+    result = invoke(str(folder / "int8.onnx"), "-o", str(folder / name), *words)
+    assert (result.exit_code, result.stderr) == (0, ""), result.output
+    assert all(len(line) <= 80 for line in result.stdout.splitlines() if not line.startswith("written"))
+    return folder / name
+
+
+def test_of_the_model_alone(folder: Path) -> None:
+    text = written(folder, "alone.html").read_text(encoding="utf-8")
+    assert "As converted" in text
+    assert "As it came" not in text
+    assert "Answers" not in text
+
+
+def test_with_reference_and_data(folder: Path) -> None:
+    words = ("--reference", str(SOURCE), "--data", str(folder / "digits.npz"), "--batch-size", "10")
+    text = written(folder, "whole.html", *words).read_text(encoding="utf-8")
+    for part in ("As it came", "Answers", "Speed", "resnet_trt_qat"):
+        assert part in text
+
+
+def test_as_json_it_prints_the_document(folder: Path) -> None:
+    result = invoke(str(folder / "int8.onnx"), "-o", str(folder / "report.json"), "--json")
+    assert json.loads(result.stdout)["model"]["name"] == "int8.onnx"
+    assert json.loads((folder / "report.json").read_text())["layers"]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("int8.onnx", "-o", "report.pdf"), "cannot be written as '.pdf'"),
+        (("int8.onnx", "-o", "nowhere/report.html"), "nowhere"),
+        (("missing.onnx", "-o", "report.html"), "missing.onnx"),
+        (("int8.onnx", "-o", "report.html", "--reference", "missing.onnx"), "missing.onnx"),
+        (("int8.onnx", "-o", "report.html", "--data", "missing.npz"), "missing.npz"),
+        (("int8.onnx", "-o", "report.html", "--data", "digits.npz", "--metric", "best"), "no metric is called"),
+    ],
+)
+def test_mistakes_are_told_in_one_line(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...], message: str
+) -> None:
+    monkeypatch.chdir(folder)
+    result = invoke(*words)
+    assert (result.exit_code, result.stdout) == (2, "")
+    (line,) = result.stderr.splitlines()
+    assert message in line
+    assert not (folder / "report.html").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(BROWSER is None, reason="no Chromium here")
+def test_a_browser_shows_it_without_an_error(folder: Path, tmp_path: Path) -> None:
+    words = ("--reference", str(SOURCE), "--data", str(folder / "digits.npz"), "--batch-size", "10")
+    page = written(folder, "shown.html", *words)
+    assert BROWSER is not None
+    flags = [
+        *("--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"),
+        *("--disable-component-update", "--disable-sync", "--enable-logging=stderr", "--window-size=390,2000"),
+    ]
+    done = subprocess.run(
+        [BROWSER, *flags, f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom", page.as_uri()],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "CONSOLE" not in done.stderr
+    assert done.stdout.count("<svg") == 2
+    assert done.stdout.count('class="box integer"') > 10

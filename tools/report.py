@@ -1,0 +1,78 @@
+"""``qat2int8 report``: everything about a model in one file that a person can look at."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from qat2int8.tools.console import Debug, Json, Quiet, Report, Verbose
+from qat2int8.tools.figures import as_bytes
+
+if TYPE_CHECKING:
+    from qat2int8.pipelines.evaluation.evaluate import Evaluation
+
+__all__ = ["report"]
+
+_WARM_UP = 2
+
+
+def report(
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="The converted model.", show_default=False)],
+    output: Annotated[
+        Path,
+        typer.Option(
+            "--output", "-o", metavar="FILE", help="Where to write it: .html, .md or .json.", show_default=False
+        ),
+    ],
+    reference: Annotated[
+        Path | None,
+        typer.Option(metavar="MODEL", help="The model it was made from, or the float one.", show_default=False),
+    ] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(metavar="DATA", help="Samples with labels to measure on.", show_default=False),
+    ] = None,
+    metric: Annotated[
+        str, typer.Option(metavar="METRIC", help="What answers are judged by; see evaluate.")
+    ] = "topk",
+    batch_size: Annotated[int, typer.Option(metavar="N", min=1, help="Samples a batch.")] = 1,
+    json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+    debug: Debug = False,
+) -> None:
+    """Write a report on a model: figures, tables, plots, the graph, what stayed in float and why.
+
+    The HTML file needs no network and no script. With --data, and best with --reference, models are run on it.
+    """
+    from qat2int8.pipelines.reporting.collect import collect
+    from qat2int8.pipelines.reporting.write import check_report_path, write_report
+
+    told = Report(json=json, quiet=quiet, verbose=verbose)
+    check_report_path(output)
+    evaluation, name = _evaluated(model, reference, data, metric, batch_size)
+    document = collect(model, reference, evaluation=evaluation, data=name)
+    write_report(document, output)
+    for card in document.cards:
+        told.line(f"{card.label:28} {card.value:>8}  {card.hint}")
+    told.line(f"written      {output}, {as_bytes(output.stat().st_size)}")
+    told.data(document.model_dump(mode="json"))
+
+
+def _evaluated(
+    model: Path, reference: Path | None, data: str | None, metric: str, batch_size: int
+) -> tuple[Evaluation | None, str]:
+    """Answers and speed, and what the data are called; None and nothing without data."""
+    if data is None:
+        return None, ""
+    from qat2int8.pipelines.evaluation.evaluate import evaluate
+    from qat2int8.pipelines.evaluation.metrics import metric_factory
+    from qat2int8.tools.evaluate import Source, named_models
+
+    models = named_models([model] if reference is None else [reference, model])
+    source = Source.open(models, data, batch_size, None)
+    batches = source.batches_in(0)
+    skip = _WARM_UP if batches is None or batches > 2 * _WARM_UP else 0
+    return evaluate(models, source.batches, metric_factory(metric), skip_batches=skip), source.name
