@@ -21,13 +21,18 @@ __all__ = ["demo"]
 
 _ROUNDS = 30
 _BATCH = 100
+_CALIBRATED = 100
 
 
 def demo(json: Json = False, quiet: Quiet = False, verbose: Verbose = False, debug: Debug = False) -> None:
-    """Convert the bundled residual network, trained on MNIST with fake quantization, and measure the result."""
+    """Convert the bundled residual network, trained on MNIST with fake quantization, and measure the result.
+
+    Beside it stands its float twin, quantized after training on some of the digits.
+    """
     import numpy as np
 
     from qat2int8.pipelines.convert import convert
+    from qat2int8.pipelines.quantize import quantize
     from qat2int8.pipelines.sessions import reference_session, run_session, session
     from qat2int8.tools.convert import report_conversion, report_float
 
@@ -41,16 +46,20 @@ def demo(json: Json = False, quiet: Quiet = False, verbose: Verbose = False, deb
         int8 = Path(scratch) / "resnet_int8.onnx"
         conversion = convert(qat)
         conversion.save(int8)
+        calibrated = Path(scratch) / "resnet_calibrated.onnx"
+        quantize(fp32, {"image": images[:_CALIBRATED]}).save(calibrated)
 
         report.line(
             f"A residual network trained on MNIST with fake quantization on the inputs of Conv\n"
-            f"and Gemm only ({qat.name}), and {len(labels)} test digits it has not seen."
+            f"and Gemm only ({qat.name}), and {len(labels)} test digits it has not seen.\n"
+            f"Its float twin ({fp32.name}), quantized on {_CALIBRATED} of them, as well."
         )
         report.line()
         runners = {
             "float": session(fp32, threads=1),
             "fake quant, as exported": session(qat, threads=1),
             "int8, converted": session(int8, threads=1),
+            "int8, post-training": session(calibrated, threads=1),
         }
         answers = {name: run_session(runner, {"image": images})[0].argmax(1) for name, runner in runners.items()}
         # The reference of fidelity is the fake-quant model as trained: node by node, nothing optimised.

@@ -9,10 +9,10 @@ from typer.testing import CliRunner
 
 from qat2int8.tools.cli import app
 
-MODELS = ["float", "fake quant, as exported", "int8, converted"]
+MODELS = ["float", "fake quant, as exported", "int8, converted", "int8, post-training"]
 
 
-def test_demo_measures_three_models(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_demo_measures_the_models(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("qat2int8.tools.demo._ROUNDS", 2)
     result = CliRunner().invoke(app, ["demo"])
     assert result.exit_code == 0, result.output
@@ -32,6 +32,7 @@ def test_demo_as_json(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [row["model"] for row in document["rows"]] == MODELS
     top1 = {row["model"]: float(row["top-1"].split()[0]) for row in document["rows"]}
     assert top1["int8, converted"] >= top1["fake quant, as exported"] - 0.5
+    assert top1["int8, post-training"] >= top1["float"] - 0.5
     assert document["certificate"]["integer_macs_percent"] == 100.0
     assert document["fidelity"]["samples"] == 500
 
