@@ -27,7 +27,14 @@ from qat2int8.tools.pipelines import pipelines
 from qat2int8.tools.quantize import quantize
 from qat2int8.tools.report import report
 from qat2int8.tools.run import run
-from qat2int8.tools.table import convert_table, diff_tables, extract_table, merge_tables, show_table
+from qat2int8.tools.table import (
+    apply_table,
+    convert_table,
+    diff_tables,
+    extract_table,
+    merge_tables,
+    show_table,
+)
 from qat2int8.tools.targets import targets
 
 __all__ = ["COMMANDS", "app", "main"]
@@ -102,12 +109,17 @@ COMMANDS: dict[str, tuple[Callable[..., None], str, str]] = {
         "Take the table out of a model.",
         "qat2int8 table extract model_qat.onnx -o model.table.json",
     ),
+    "table apply": (
+        apply_table,
+        "Quantize a float model on the ranges of a table.",
+        "qat2int8 table apply CalibrationTable model.onnx -o model.int8.onnx",
+    ),
     "demo": (demo, "Convert and measure the bundled network.", "qat2int8 demo"),
 }
 """Every subcommand with its line in the list of commands and the example its help shows."""
 
 GROUPS: dict[str, str] = {
-    "table": "Show, convert, compare, merge and extract calibration tables, which hold the range of each tensor.",
+    "table": "Show, convert, compare, merge, extract and apply calibration tables: the range of each tensor.",
 }
 """The first words of commands that have two."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,7 +15,7 @@ from qat2int8.tools.console import Debug, Json, Quiet, Report, Verbose
 if TYPE_CHECKING:
     from qat2int8.pipelines.tables import CalibrationTable, Difference, Entry
 
-__all__ = ["convert_table", "diff_tables", "extract_table", "merge_tables", "show_table"]
+__all__ = ["apply_table", "convert_table", "diff_tables", "extract_table", "merge_tables", "show_table"]
 
 Table = Annotated[Path, typer.Argument(metavar="TABLE", help="A table of any format.", show_default=False)]
 Output = Annotated[
@@ -181,6 +182,62 @@ def extract_table(
     extracted, findings = extract(model)
     _write(report, extracted, output, to, trt_version, {"model": str(model)})
     report.findings(findings)
+
+
+def apply_table(
+    path: Table,
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="A float model.", show_default=False)],
+    output: Annotated[
+        Path,
+        typer.Option("--output", "-o", metavar="FILE", help="Where to write the INT8 model.", show_default=False),
+    ],
+    target: Annotated[str, typer.Option(metavar="TARGET", help="A target's name or .yaml file.")] = "ort-x86",
+    json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+    debug: Debug = False,
+) -> None:
+    """Turn a float model into an INT8 model on the ranges of a table, of whatever format and from whatever model.
+
+    Tensors are matched by name. A table that was calibrated on this very model is what 'quantize --table' takes;
+    this takes tables of other tools and of the same network trained otherwise as well.
+    """
+    from qat2int8.ir.io import check_output_path, load_model
+    from qat2int8.pipelines.quantize import quantize
+    from qat2int8.pipelines.tables.files import read_table
+    from qat2int8.pipelines.tables.spreading import spread
+    from qat2int8.tools.convert import report_conversion, report_float
+
+    report = Report(json=json, quiet=quiet, verbose=verbose)
+    given = read_table(path)
+    check_output_path(output, source=model)
+    graph = load_model(model)
+    names = graph.values()
+    known = sum(name in names for name in given.entries)
+    own = given.model_digest == graph.digest()
+    ranges = spread(replace(given, model_digest=""), graph)
+    del graph
+    conversion = quantize(model, table=ranges, target=target)
+    certificate = conversion.certificate
+    conversion.save(output)
+    report_conversion(report, conversion, None)
+    report.line(f"table        {path}: {known} of {len(given.entries)} tensors are in the model")
+    if not own:
+        report.line("             it does not tell this model: tensors are matched by name alone")
+    report.line(f"written      {output} for {conversion.target.name}")
+    report_float(report, conversion)
+    report.findings(conversion.diagnostics)
+    report.data(
+        {
+            "table": str(path),
+            "model": str(model),
+            "output": str(output),
+            "tensors": {"table": len(given.entries), "model": known},
+            "same_model": own,
+            "certificate": certificate.as_dict(),
+            "diagnostics": [finding.as_dict() for finding in conversion.diagnostics],
+        }
+    )
 
 
 def _write(

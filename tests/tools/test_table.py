@@ -8,7 +8,8 @@ from typing import Any
 
 import onnx
 import pytest
-from support import parse
+from onnx import numpy_helper
+from support import REPOSITORY, parse
 from typer.testing import CliRunner, Result
 
 from qat2int8.pipelines.tables import CalibrationTable, Entry, read_table, write_table
@@ -26,6 +27,14 @@ g (float[N,4] x) => (float[N,4] y)
   [relu] r = Relu (m)
   [rq] ri = QuantizeLinear (r, rs, rz)
   [rd] y = DequantizeLinear (ri, rs, rz)
+}
+"""
+
+
+FLOAT = """
+g (float[N,4] image) => (float[N,4] out) <float[4,4] w = {1,2,3,4,1,2,3,4,1,2,3,4,1,2,3,4}> {
+  [mul] m = MatMul (image, w)
+  [relu] out = Relu (m)
 }
 """
 
@@ -129,9 +138,34 @@ def test_extract(tables: Path) -> None:
     assert (tables / "cache").read_text().splitlines()[1] == "x: 3f000000"
 
 
+def test_apply(tables: Path) -> None:
+    """The table of the QAT model, through TensorRT's format, on the float model of the same network."""
+    demo = REPOSITORY / "tools" / "demo_data"
+    done("extract", demo / "resnet_trt_qat.onnx", "--to", "tensorrt", "-o", tables / "cache")
+    words = ("apply", tables / "cache", demo / "resnet_trt_fp32.onnx", "-o", tables / "int8.onnx")
+    told = document(*words)
+    assert told["tensors"] == {"table": 10, "model": 10}
+    assert told["same_model"] is False
+    assert told["certificate"]["integer_macs_percent"] > 60
+    model = onnx.load(tables / "int8.onnx")
+    scales = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+    (first,) = (node for node in model.graph.node if node.op_type == "QuantizeLinear" and node.input[0] == "image")
+    assert scales[first.input[1]] == pytest.approx(1 / 127, rel=0.01)
+    assert "10 of 10 tensors are in the model" in done(*words)
+    assert "tensors are matched by name alone" in done(*words)
+
+
 @pytest.mark.parametrize(
     ("words", "says"),
     [
+        (("apply", "a.json", "m.onnx", "-o", "out"), "m.onnx: has nothing that ort-x86 computes in integers"),
+        (("apply", "half.json", "m.onnx", "-o", "out"), "half.json: is not JSON or was cut off"),
+        (("apply", "a.json", "m.onnx", "-o", "m.onnx"), "m.onnx: is the input model itself"),
+        (("apply", "a.json", "qat.onnx", "-o", "out"), "qat.onnx: has fake quantization"),
+        (
+            ("apply", "a.json", "float.onnx", "-o", "out"),
+            "it has none of the 1 tensors that need a range, such as",
+        ),
         (("show", "none.json"), "none.json: no such file"),
         (("show", "m.onnx"), "m.onnx: is not text, so it is no calibration table"),
         (("show", "half.json"), "half.json: is not JSON or was cut off"),
@@ -153,6 +187,8 @@ def test_a_mistake_is_one_line_and_nothing_is_written(
 ) -> None:
     monkeypatch.chdir(tables)
     onnx.save(parse("g (float[2] x) => (float[2] y) { y = Neg (x) }").to_proto(), "m.onnx")
+    onnx.save(parse(QAT).to_proto(), "qat.onnx")
+    onnx.save(parse(FLOAT).to_proto(), "float.onnx")
     (tables / "half.json").write_text((tables / "a.json").read_text()[:50])
     before = sorted(tables.iterdir())
     assert says in refused(*words)
