@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as oir
 
-from qat2int8.ir import INT32, InvalidModel, Model, QuantDType, QuantParams
+from qat2int8.ir import INT8, INT32, InvalidModel, Model, QuantDType, QuantParams
 
 _DOMAINS = ("", "com.microsoft")
 _DEFAULT_AXIS = 1
@@ -43,8 +43,8 @@ class FakeQuant:
 
     @property
     def is_bias(self) -> bool:
-        """Whether the integers are 32 bits wide: accumulator levels of a bias, not a grid of their own."""
-        return self.params.dtype == INT32
+        """Whether this is a bias in more bits than kernels compute with: a constant, not a grid of its own."""
+        return self.params.dtype == INT32 or (self.params.dtype.bits > INT8.bits and _is_read_as_bias(self.output))
 
     @property
     def is_given(self) -> bool:
@@ -177,7 +177,8 @@ def _read(model: Model, dequantize: oir.Node, constant: bool, widest: int, per_c
     full = None if storage is None else QuantDType.of_storage(storage)
     if full is None:
         raise _Unsupported(f"its integers are of type {storage or 'unknown'}", "train with an 8-bit grid")
-    if full.bits > widest and not (full == INT32 and source is integers):
+    stored_bias = source is integers and _is_read_as_bias(dequantize.outputs[0])
+    if full.bits > widest and not stored_bias and not (full == INT32 and source is integers):
         remedy = "train with an 8-bit grid"
         if full.bits == _WIDE:
             remedy = "train with an 8-bit grid, or requantize it to one with --narrow-16-bit"
@@ -191,10 +192,19 @@ def _read(model: Model, dequantize: oir.Node, constant: bool, widest: int, per_c
             f"an activation has one scale per channel ({params.scale.size} on axis {params.axis})",
             "train activations per tensor",
         )
-    if full == INT32 and not params.symmetric:
+    if full == INT32 and not params.symmetric and not stored_bias:
         raise _Unsupported("an int32 tensor has a zero point", "give biases zero point 0")
     nodes = (*ends[:-1], *links, dequantize)
     return FakeQuant(source, dequantize.outputs[0], nodes, _narrowed(model, params, links), constant)
+
+
+def _is_read_as_bias(value: oir.Value) -> bool:
+    """Whether layers add ``value`` to what they compute, and nothing else reads it."""
+    uses = [(use.node.domain, use.node.op_type, use.idx) for use in value.uses()]
+    return bool(uses) and set(uses) <= _BIASES and not value.is_graph_output()
+
+
+_BIASES = {("", op_type, 2) for op_type in ("Conv", "ConvTranspose", "Gemm")}
 
 
 def _links(dequantize: oir.Node) -> tuple[tuple[oir.Node, ...], oir.Value]:

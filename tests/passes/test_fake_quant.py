@@ -373,6 +373,19 @@ def test_a_bias_with_a_zero_point_is_left_alone() -> None:
     assert "zero point" in refused(weight("d = DequantizeLinear (w, s, z)", inits=inits % 1)).reason
 
 
+@pytest.mark.parametrize(("stored", "zero"), [("int32", 7), ("int16", 0), ("uint16", 300)])
+def test_what_only_layers_add_is_a_bias_whatever_its_integers(stored: str, zero: int) -> None:
+    text = f"""<ir_version: 10, opset_import: ["" : 21]>
+        g (float[2,3] x) => (float[2,3] y)
+        <float[3,3] w = {{1,2,3,4,5,6,7,8,9}}, {stored}[3] b = {{1,2,300}}, float s = {{0.5}},
+         {stored} z = {{{zero}}}> {{
+          d = DequantizeLinear (b, s, z) y = %s }}"""
+    fake = accepted(parse(text % "Gemm (x, w, d)"))
+    assert fake.is_bias
+    np.testing.assert_array_equal(fake.params.dequantize(np.int32([1, 300])), [(1 - zero) / 2, (300 - zero) / 2])
+    refused(parse(text % "Mul (x, d)"))
+
+
 def test_a_4_bit_weight_is_a_grid_of_4_bits() -> None:
     proto = weight(
         "d = DequantizeLinear (w, s)", inits="int8[2,3] w = {1,2,3,4,5,6}, float s = {1}", header=OPSET_21
