@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+import numpy as np
 import onnx_ir as oir
 
 from qat2int8.ir import Fact, Model
@@ -24,7 +25,8 @@ class RemoveFakeQuant(Pass):
 
     A grid that starts at zero on a tensor that can be negative is a Relu as well: exporters that quantize leave
     the Relu itself out, because the quantizer saturates there. It is put back, so that the layer computes the
-    same whether or not it ends up in integers.
+    same whether or not it ends up in integers. Of two fake quants in a row only the second leaves its grid; where
+    the first saturates earlier, a Clip takes its place.
     """
 
     name = "remove-fake-quant"
@@ -33,29 +35,54 @@ class RemoveFakeQuant(Pass):
     numerics = Numerics.UNCLAMPED
 
     def run(self, model: Model, ctx: Context) -> PassResult:
-        removed, freed = 0, dict[oir.Value, None]()
+        removed, clipped, freed = 0, 0, dict[oir.Value, None]()
         quantized = dict[oir.Value, None]()
         for fake in fake_quants(model):
             if isinstance(fake, FakeQuant) and not fake.constant and not fake.is_given:
-                tensor, unused = _remove(model, fake)
+                source = _saturated(model, fake)
+                clipped += source is not fake.source
+                tensor, unused = _remove(model, fake, source)
                 freed.update(dict.fromkeys(unused))
                 quantized[tensor] = None
                 removed += 1
         drop_unused_initializers(model, freed)
-        return PassResult({"removed": removed, "activations restored": _restore_activations(model, quantized)})
+        restored = _restore_activations(model, quantized)
+        return PassResult({"removed": removed, "clips": clipped, "activations restored": restored})
 
 
-def _remove(model: Model, fake: FakeQuant) -> tuple[oir.Value, list[oir.Value]]:
+def _saturated(model: Model, fake: FakeQuant) -> oir.Value:
+    """The source of ``fake``, behind a Clip where another grid is kept of it that ends further out."""
+    output, params, kept = fake.output, fake.params, model.scales.get(fake.source)
+    readers = {use.node.op_type for use in output.uses()}
+    if kept is None or params.per_channel or kept.per_channel or "QuantizeLinear" not in readers:
+        return fake.source
+    if len(fake.source.uses()) > 1 or fake.source.is_graph_output() or output.is_graph_output():
+        return fake.source
+    span, half = params.interval, float(kept.scale) / 2
+    if span.lo <= kept.interval.lo + half and span.hi >= kept.interval.hi - half:
+        return fake.source
+    ends = np.asarray([span.lo, span.hi], np.float32)
+    bounds = [model.add_initializer(f"{output.name}_bound", np.asarray(end)) for end in ends]
+    clip = oir.node("Clip", [fake.source, *bounds], name=model.unique_name(f"{fake.nodes[-1].name}_Clip"))
+    result = clip.outputs[0]
+    result.type, result.shape = output.type, output.shape
+    result.name = model.unique_name(f"{output.name}_clipped")
+    model.insert_before(fake.nodes[0], clip)
+    model.scales.move(fake.source, result)
+    return result
+
+
+def _remove(model: Model, fake: FakeQuant, source: oir.Value) -> tuple[oir.Value, list[oir.Value]]:
     """Returns the tensor that was quantized, as it is known now, and the parameters nobody reads any more."""
     outputs = model.graph.outputs
     position = outputs.index(fake.output) if fake.output.is_graph_output() else None
-    freed = remove(model, fake, fake.source)
-    grid = model.scales.get(fake.source)
+    freed = remove(model, fake, source)
+    grid = model.scales.get(source)
     if position is None:
-        return fake.source, freed
+        return source, freed
     if grid is not None:
         model.scales.set(outputs[position], grid)
-        model.scales.move_trace(fake.source, outputs[position])
+        model.scales.move_trace(source, outputs[position])
     return outputs[position], freed
 
 

@@ -77,6 +77,26 @@ def test_a_chain_goes_altogether() -> None:
     assert result.counts["removed"] == 2
 
 
+def test_the_first_of_a_chain_leaves_a_clip_where_it_saturates_earlier() -> None:
+    model, result = check_pass(
+        RemoveFakeQuant(),
+        """g (float[2] x) => (float[2] y) <float s = {0.25}, float t = {0.5}, uint8 z = {128}> {
+          p = QuantizeLinear (x, s, z)
+          [a] a = DequantizeLinear (p, s, z)
+          q = QuantizeLinear (a, t, z)
+          b = DequantizeLinear (q, t, z)
+          [neg] y = Neg (b)
+        }""",
+        """g (float[2] x) => (float[2] y) <float a_bound = {-32.0}, float a_bound_1 = {31.75}> {
+          [a_Clip] a_clipped = Clip (x, a_bound, a_bound_1)
+          [neg] y = Neg (a_clipped)
+        }""",
+        scales={"x": QuantParams.make(0.5, 128, UINT8)},
+    )
+    assert result.counts["clips"] == 1
+    assert grid(model, "a_clipped") == 0.5
+
+
 def test_a_quantizer_with_two_dequantizers_goes_with_the_last() -> None:
     _, result = check_pass(
         RemoveFakeQuant(),
