@@ -7,12 +7,11 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import onnx
 import onnx_ir as oir
-from onnx.reference import ReferenceEvaluator
 
 from qat2int8.ir import Fact, Model
 from qat2int8.passes.base import Context, Numerics, Pass, PassResult
+from qat2int8.passes.one_node import evaluate
 from qat2int8.passes.registry import register
 
 
@@ -66,7 +65,7 @@ class FoldConstants(Pass):
             arrays[value.name or ""] = array
         if node.op_type in _GROWING and not self._fits(node, arrays):
             return None
-        return _evaluate(node, arrays, model)
+        return evaluate(node, arrays, model.opset)
 
     def _fits(self, node: oir.Node, arrays: dict[str, npt.NDArray[Any]]) -> bool:
         shape = arrays[node.inputs[-1].name or ""] if node.inputs[-1] is not None else np.zeros(0)
@@ -83,25 +82,3 @@ _KEPT = frozenset({"Constant", "DequantizeLinear", "DynamicQuantizeLinear", "Ide
 }
 
 _GROWING = frozenset({"ConstantOfShape", "Expand", "Tile"})
-
-
-def _evaluate(node: oir.Node, arrays: dict[str, npt.NDArray[Any]], model: Model) -> list[npt.NDArray[Any]] | None:
-    graph = onnx.helper.make_graph(
-        [oir.to_proto(node)],
-        "one_node",
-        [
-            onnx.helper.make_tensor_value_info(n, onnx.helper.np_dtype_to_tensor_dtype(a.dtype), a.shape)
-            for n, a in arrays.items()
-        ],
-        [onnx.helper.make_empty_tensor_value_info(out.name or "") for out in node.outputs],
-    )
-    proto = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", model.opset)])
-    try:
-        results = ReferenceEvaluator(proto).run(None, arrays)
-    except Exception:  # the reference implementation lacks some ops and types: such a node is left as it is
-        return None
-    return (
-        [np.asarray(result) for result in results]
-        if all(isinstance(r, np.ndarray | np.generic) for r in results)
-        else None
-    )
