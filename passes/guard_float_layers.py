@@ -21,6 +21,9 @@ class GuardFloatLayers(Pass):
     may have left out on purpose. A Max of one input computes nothing, and no optimizer of the runtime drops it.
 
     The same guard keeps ops in float that the target says are slower in integers (``faster_in_float``).
+
+    Likewise behind each Dequantize of float8: the runtime makes integer kernels of what reads it, which take no
+    such type, and then refuses the model.
     """
 
     name = "guard-float-layers"
@@ -41,14 +44,12 @@ class GuardFloatLayers(Pass):
                 notes.append(self._faster_in_float(node, ctx))
             elif model.constant(node.inputs[1]) is None:
                 continue
-            guard = oir.node("Max", [source], name=model.unique_name(f"{node.name}_guard"))
-            result = guard.outputs[0]
-            result.name = model.unique_name(f"{source.name}_guarded")
-            result.type, result.shape = source.type, source.shape
+            guard = _guard(model, source, node.name or "")
             model.insert_before(node, guard)
-            node.replace_input_with(0, result)
+            node.replace_input_with(0, guard.outputs[0])
             guarded += 1
-        return PassResult({"guarded": guarded}, tuple(notes))
+        counts = {"guarded": guarded, "float8 guarded": _guard_float8(model)}
+        return PassResult(counts, tuple(notes))
 
     def _faster_in_float(self, node: oir.Node, ctx: Context) -> Diagnostic:
         return self.note(
@@ -58,6 +59,39 @@ class GuardFloatLayers(Pass):
             severity=Severity.NOTE,
             remedy=_REMEDIES.get(node.op_type, ""),
         )
+
+
+def _guard(model: Model, source: oir.Value, name: str) -> oir.Node:
+    guard = oir.node("Max", [source], name=model.unique_name(f"{name}_guard"))
+    result = guard.outputs[0]
+    result.name = model.unique_name(f"{source.name}_guarded")
+    result.type, result.shape = source.type, source.shape
+    return guard
+
+
+def _guard_float8(model: Model) -> int:
+    guarded = 0
+    for node in model.nodes("DequantizeLinear"):
+        zero_point = node.inputs[2] if len(node.inputs) > 2 else None
+        types = {value.dtype for value in (node.inputs[0], zero_point) if value is not None}
+        result = node.outputs[0]
+        uses = [use for use in result.uses() if use.node.op_type != "Max"]
+        if not types & _FLOAT8 or not uses:
+            continue
+        guard = _guard(model, result, node.name or "")
+        model.graph.insert_after(node, guard)
+        for use in uses:
+            use.node.replace_input_with(use.idx, guard.outputs[0])
+        guarded += 1
+    return guarded
+
+
+_FLOAT8 = {
+    oir.DataType.FLOAT8E4M3FN,
+    oir.DataType.FLOAT8E4M3FNUZ,
+    oir.DataType.FLOAT8E5M2,
+    oir.DataType.FLOAT8E5M2FNUZ,
+}
 
 
 def _is_quantized(value: oir.Value) -> bool:
