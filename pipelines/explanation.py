@@ -31,6 +31,7 @@ from qat2int8.ir import (
 from qat2int8.ir.io import load_model
 from qat2int8.passes.fake_quant import FakeQuant, recognise
 from qat2int8.passes.kernels import kernel_of
+from qat2int8.passes.qdq_step import reader_of
 from qat2int8.passes.qoperators import QOperator, qoperator_of
 from qat2int8.pipelines.certificate import Certificate, NodeRecord, certify, layer_of
 from qat2int8.pipelines.target_files import DEFAULT_TARGET, load_target
@@ -245,7 +246,8 @@ class Explanation:
                 continue
             axis = operator.weight_axis(node) if index == 1 else None
             weight = axis is not None and self.model.constant(value) is not None
-            grids.append(self._params(node, place.scale, place.zero_point, value.dtype, axis or 0))
+            params = self._params(node, place.scale, place.zero_point, value.dtype, axis or 0)
+            grids.append(_cut(self.model, params, value.producer()))
             shown.append(_on_grid("weight" if weight else "input", value, grids[-1]))
         slot = operator.bias if operator.bias is not None else operator.float_bias
         bias = node.inputs[slot] if slot is not None and slot < len(node.inputs) else None
@@ -258,7 +260,9 @@ class Explanation:
         """The grid of what an operator writes; None for floats."""
         if operator.result is None:
             return None
-        return self._params(node, *operator.result, node.outputs[0].dtype, 0)
+        params = self._params(node, *operator.result, node.outputs[0].dtype, 0)
+        reader = reader_of(self.model, node.outputs[0])
+        return params if reader is None else _cut(self.model, params, reader[0])
 
     def _grid_above(self, value: oir.Value) -> QuantParams | None:
         """The grid of 8-bit levels: that of the node they come from, however they were moved since."""
@@ -464,6 +468,20 @@ def _moves_integers(model: Model, node: oir.Node, target: Target) -> bool:
         return False
     readers = [use.node.op_type for value in node.outputs for use in value.uses()]
     return bool(readers) and set(readers) == {"QuantizeLinear"}
+
+
+def _cut(model: Model, params: QuantParams | None, node: oir.Node | None) -> QuantParams | None:
+    """``params`` as narrow as ``node`` leaves it, in whole bits, where that is a Clip of the integers."""
+    if params is None or params.per_channel or node is None or node.op_type != "Clip":
+        return params
+    bounds = [model.constant(bound) for bound in (*node.inputs, None, None)[1:3]]
+    low, high = (
+        end if bound is None else int(bound.item())
+        for end, bound in zip((params.dtype.qmin, params.dtype.qmax), bounds, strict=True)
+    )
+    dtype = QuantDType(high.bit_length() + (low < 0), signed=low < 0, narrow_range=low < 0 and low == -high)
+    fits = (dtype.qmin, dtype.qmax) == (low, high) and low <= int(params.zero_point.item()) <= high
+    return params.with_(dtype=dtype) if fits else params
 
 
 def _product(grids: list[QuantParams | None]) -> QuantParams | None:
