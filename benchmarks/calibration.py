@@ -18,17 +18,16 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import networks
 import numpy as np
 import onnx
-import peer
 import report
-from fake_quant import images
 from onnxruntime.quantization.calibrate import CalibrationMethod, create_calibrator
-from sketch import INPUT, Array
-from stopwatch import caller, interleave, session, speedup
 
 from qat2int8 import Calibrator, quantize
+from qat2int8.pipelines.benchmarking import networks, peer
+from qat2int8.pipelines.benchmarking.fake_quant import images
+from qat2int8.pipelines.benchmarking.sketch import INPUT, Array
+from qat2int8.pipelines.benchmarking.stopwatch import caller, interleave, session, speedup
 from qat2int8.pipelines.calibration import ALGORITHMS, parse_algorithm
 from qat2int8.pipelines.calibration.statistics import Statistics
 

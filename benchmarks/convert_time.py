@@ -10,18 +10,18 @@ import tempfile
 import time
 from pathlib import Path
 
-import networks
 import onnx
 import report
 
 from qat2int8 import convert
+from qat2int8.pipelines.benchmarking import networks
 
 CALIBRATION_IMAGES = 12
 PEER_SCRIPT = f"""
 import sys
 from pathlib import Path
-import peer
-from fake_quant import images
+from qat2int8.pipelines.benchmarking import peer
+from qat2int8.pipelines.benchmarking.fake_quant import images
 peer.quantize(Path(sys.argv[1]), Path(sys.argv[2]), images({CALIBRATION_IMAGES}, 224))
 """
 SMALL, LARGE = 33, 333

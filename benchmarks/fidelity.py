@@ -13,10 +13,10 @@ from typing import NamedTuple
 
 import numpy as np
 import report
-from sketch import Array
-from stopwatch import caller, interleave, session, speedup
 
 from qat2int8 import convert
+from qat2int8.pipelines.benchmarking.sketch import Array
+from qat2int8.pipelines.benchmarking.stopwatch import caller, interleave, session, speedup
 
 BATCH, THREADS = 500, 2
 SUFFIX = "_qat.onnx"

@@ -11,10 +11,10 @@ from pathlib import Path
 import onnx
 import report
 from speed import NETWORKS
-from stopwatch import caller, interleave, session, speedup
 
 from qat2int8 import convert
 from qat2int8.ir import Format
+from qat2int8.pipelines.benchmarking.stopwatch import caller, interleave, session, speedup
 
 
 def row(name: str, folder: Path, *, rounds: int, repeat: int) -> list[str]:

@@ -14,16 +14,16 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import networks
 import numpy as np
 import numpy.typing as npt
 import onnx
 import openvino
 import report
-from stopwatch import interleave
 
 from qat2int8 import convert
 from qat2int8.ir import Qat2Int8Error
+from qat2int8.pipelines.benchmarking import networks
+from qat2int8.pipelines.benchmarking.stopwatch import interleave
 from qat2int8.pipelines.fidelity import synthetic_inputs
 from qat2int8.pipelines.sessions import Feeds, reference_session, run_session, session
 

@@ -13,17 +13,15 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-import bert
-import networks
 import numpy as np
 import onnx
-import peer
 import report
-from fake_quant import images
-from sketch import Array
-from stopwatch import Runs, caller, interleave, speedup
 
 from qat2int8 import convert
+from qat2int8.pipelines.benchmarking import bert, networks, peer
+from qat2int8.pipelines.benchmarking.fake_quant import images
+from qat2int8.pipelines.benchmarking.sketch import Array
+from qat2int8.pipelines.benchmarking.stopwatch import Runs, caller, interleave, speedup
 
 FLOAT, EXPORTED, PEER, OURS = "float", "fake quant as exported", "quantize_static", "qat2int8"
 

@@ -16,8 +16,6 @@ from typing import NamedTuple
 import numpy as np
 import onnx
 import report
-from sketch import Array
-from stopwatch import session
 
 from qat2int8 import convert
 from qat2int8.ir import Code, Provenance
@@ -26,6 +24,8 @@ from qat2int8.passes.paddle_ops import is_paddle
 from qat2int8.passes.qoperators import QOPERATORS
 from qat2int8.passes.read_openvino_fake_quantize import OPENVINO_DOMAIN
 from qat2int8.passes.read_qonnx_quant import QONNX_DOMAINS
+from qat2int8.pipelines.benchmarking.sketch import Array
+from qat2int8.pipelines.benchmarking.stopwatch import session
 from qat2int8.pipelines.convert import Conversion
 from qat2int8.pipelines.levels import Levels
 

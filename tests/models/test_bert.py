@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 
-import bert
 import numpy as np
 import onnx
 import pytest
 from support import run
 
 import qat2int8
+from qat2int8.pipelines.benchmarking import bert
 
 LAYERS = bert.SMALL.layers
 LINEAR = 6 * LAYERS + 2

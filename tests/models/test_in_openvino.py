@@ -8,15 +8,16 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from fake_quant import images
 
 import qat2int8
+from qat2int8.pipelines.benchmarking.fake_quant import images
 from qat2int8.pipelines.sessions import reference_session, run_session
 
 pytest.importorskip("openvino")
 
 import in_openvino
-import networks
+
+from qat2int8.pipelines.benchmarking import networks
 
 SMALL: dict[str, Callable[..., onnx.ModelProto]] = {
     "tiny_resnet": networks.tiny_resnet,

@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 
-import networks
 import numpy as np
 import onnx
 import onnx_ir as oir
 import pytest
-from fake_quant import images
 from onnx import numpy_helper
 from support import run
 
@@ -18,6 +16,8 @@ import qat2int8
 from qat2int8 import Conversion, Model
 from qat2int8.ir.verify import VerifyLevel
 from qat2int8.passes import Context
+from qat2int8.pipelines.benchmarking import networks
+from qat2int8.pipelines.benchmarking.fake_quant import images
 from qat2int8.pipelines.manager import run_pipeline
 from qat2int8.pipelines.spec import PipelineSpec
 

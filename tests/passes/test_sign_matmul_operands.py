@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-import bert
 import numpy as np
 import onnx
 import onnxruntime as ort
@@ -16,6 +15,7 @@ import qat2int8
 from qat2int8.ir import Contract, Model, OpRule
 from qat2int8.passes import Context
 from qat2int8.passes.sign_matmul_operands import SignMatmulOperands
+from qat2int8.pipelines.benchmarking import bert
 
 CTX = Context(
     replace(

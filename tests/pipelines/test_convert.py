@@ -11,16 +11,16 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-import networks
 import numpy as np
 import onnx
 import pytest
-from fake_quant import images
 from support import REPOSITORY
 
 import qat2int8
 from qat2int8 import Conversion, DataError, OutputError, PipelineError, UnsupportedModel
 from qat2int8.ir import Format, io
+from qat2int8.pipelines.benchmarking import networks
+from qat2int8.pipelines.benchmarking.fake_quant import images
 from qat2int8.pipelines.shipped import load_pipeline
 from qat2int8.pipelines.target_files import load_target
 

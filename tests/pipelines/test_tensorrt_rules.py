@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import networks
 import onnx
 import pytest
 from support import parse
 
 import qat2int8
 from qat2int8.ir import Code, Severity
+from qat2int8.pipelines.benchmarking import networks
 from qat2int8.pipelines.tensorrt_rules import broken_rules
 
 HEAD = """

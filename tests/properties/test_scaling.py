@@ -5,8 +5,8 @@ import time
 
 import onnx
 import pytest
-from networks import deep_chain
 
+from qat2int8.pipelines.benchmarking.networks import deep_chain
 from qat2int8.pipelines.convert import convert
 
 SMALL, LARGE = 33, 333

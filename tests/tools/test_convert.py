@@ -8,15 +8,15 @@ import subprocess
 import sys
 from pathlib import Path
 
-import networks
 import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
-from fake_quant import images
 from support import REPOSITORY
 from typer.testing import CliRunner, Result
 
+from qat2int8.pipelines.benchmarking import networks
+from qat2int8.pipelines.benchmarking.fake_quant import images
 from qat2int8.pipelines.spec import PipelineSpec
 from qat2int8.tools.cli import app
 

@@ -6,13 +6,13 @@ import json
 from pathlib import Path
 from typing import Any
 
-import networks
 import numpy as np
 import onnx
 import pytest
 from test_docs import keys, nested
 from typer.testing import CliRunner, Result
 
+from qat2int8.pipelines.benchmarking import networks
 from qat2int8.pipelines.convert import convert
 from qat2int8.tools.cli import app
 

@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import networks
 import numpy as np
 import onnx
 import pytest
@@ -14,6 +13,7 @@ from onnx import numpy_helper
 from test_docs import keys, nested
 from typer.testing import CliRunner, Result
 
+from qat2int8.pipelines.benchmarking import networks
 from qat2int8.tools.cli import app
 
 HEADER = """<ir_version: 8, opset_import: ["" : 17, "qonnx.custom_op.general" : 2, "org.openvinotoolkit" : 1,

@@ -9,7 +9,8 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
 from onnx import TensorProto, helper
-from sketch import INPUT, Array, Node, Sketch
+
+from qat2int8.pipelines.benchmarking.sketch import INPUT, Array, Node, Sketch
 
 QUANTIZED_OPS = ("Conv", "Gemm")
 

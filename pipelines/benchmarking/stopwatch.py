@@ -8,7 +8,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import onnxruntime as ort
-from sketch import Array
+
+from qat2int8.pipelines.benchmarking.sketch import Array
 
 Runs = dict[str, list[float]]
 

@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import onnx
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
-from sketch import Array
+
+from qat2int8.pipelines.benchmarking.sketch import Array
 
 
 class Samples(CalibrationDataReader):  # type: ignore[misc]  # the base class is untyped

@@ -7,9 +7,10 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 import onnxruntime as ort
-from fake_quant import images
 from onnx import TensorProto, helper
-from sketch import INPUT, Array, Node, Sketch
+
+from qat2int8.pipelines.benchmarking.fake_quant import images
+from qat2int8.pipelines.benchmarking.sketch import INPUT, Array, Node, Sketch
 
 LEVELS = 255
 PLANES = f"{INPUT}.planes"

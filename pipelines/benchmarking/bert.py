@@ -13,9 +13,10 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 import onnxruntime as ort
-from fake_quant import pair, weight_steps
 from onnx import TensorProto, helper
-from sketch import OUTPUT, Node, Sketch
+
+from qat2int8.pipelines.benchmarking.fake_quant import pair, weight_steps
+from qat2int8.pipelines.benchmarking.sketch import OUTPUT, Node, Sketch
 
 TOKENS = "token_ids"
 

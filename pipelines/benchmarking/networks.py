@@ -9,9 +9,10 @@ from __future__ import annotations
 from typing import TypedDict, Unpack
 
 import onnx
-from fake_quant import fake_quantize, fold_batch_norm, measure, settle
-from sketch import INPUT, OUTPUT, Sketch
-from tflite import channels_last, quantize_as_tflite
+
+from qat2int8.pipelines.benchmarking.fake_quant import fake_quantize, fold_batch_norm, measure, settle
+from qat2int8.pipelines.benchmarking.sketch import INPUT, OUTPUT, Sketch
+from qat2int8.pipelines.benchmarking.tflite import channels_last, quantize_as_tflite
 
 BRANCH = 0.3
 """Gamma at the end of a residual branch. Trained networks have it small; at 1 a deep random one is chaotic."""

@@ -1,0 +1,1 @@
+"""Networks to measure on, built in code, and how contenders are timed against each other."""
