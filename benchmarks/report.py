@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import datetime
 from collections.abc import Iterable, Sequence
 from importlib.metadata import version
 from pathlib import Path
+
+from qat2int8.pipelines.environment import environment
 
 README = Path(__file__).resolve().parent.parent / "README.md"
 DOCS = README.parent / "docs"
@@ -19,19 +20,9 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 def circumstances(*packages: str) -> str:
     """The processor, the versions of ``packages`` and the date, as one line."""
+    machine = environment()
     versions = ", ".join(f"{name} {version(name)}" for name in packages)
-    return f"{processor()}; {versions}; {datetime.date.today().isoformat()}."
-
-
-def processor() -> str:
-    """The processor's name and whether it multiplies bytes in one instruction (VNNI), as Linux tells."""
-    fields: dict[str, str] = {}
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        key, _, value = line.partition(":")
-        fields.setdefault(key.strip(), value.strip())
-    flags = fields.get("flags", "").split()
-    vnni = [flag for flag in ("avx512_vnni", "avx_vnni", "avx_vnni_int8", "amx_int8") if flag in flags]
-    return f"{fields.get('model name', 'unknown processor')} ({', '.join(vnni) or 'no VNNI'})"
+    return f"{machine.processor} ({', '.join(machine.flags) or 'no VNNI'}); {versions}; {machine.date}."
 
 
 def write(document: Path, section: str, text: str) -> None:
