@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
-import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from qat2int8.tools.console import Debug, Json, Quiet, Report, Verbose
+from qat2int8.tools.feeding import Source, named_models, print_failures, progress
 from qat2int8.tools.figures import as_milliseconds, as_rate
 
 if TYPE_CHECKING:
@@ -21,14 +20,13 @@ if TYPE_CHECKING:
     from qat2int8.pipelines.evaluation.profile import OpTime
     from qat2int8.pipelines.evaluation.verdict import Verdict
 
-__all__ = ["Source", "evaluate", "named_models"]
+__all__ = ["evaluate"]
 
 _NOT_GOOD_ENOUGH = 1
 _INCOMPLETE = 2
 _RANDOM_BATCHES = 50
 _PROFILED_BATCHES = 20
 _PROFILE_ROWS = 8
-_SHOWN_FAILURES = 5
 
 
 def evaluate(
@@ -117,7 +115,7 @@ def evaluate(
     source = Source.open(named, data, batch_size, labels)
     if random_data:
         iterations = iterations or _RANDOM_BATCHES
-    with _progress(source.batches_in(iterations), quiet or json) as on_batch:
+    with progress("evaluating", source.batches_in(iterations), quiet or json) as show:
         result = run_models(
             named,
             source.batches,
@@ -127,7 +125,7 @@ def evaluate(
             skip_batches=skip_batches,
             accuracy_output=source.accuracy_output,
             loss_output=loss_output,
-            on_batch=on_batch,
+            on_batch=None if show is None else lambda done, figures: show(done, _so_far(figures)),
         )
     profiles = {name: _profile(path, source.batches, counts[0]) for name, path in named.items() if profile}
     verdicts = limit.judge(result) if limit is not None else ()
@@ -173,73 +171,6 @@ def _thread_counts(text: str) -> list[int]:
     if not all(part.isdigit() for part in counts):
         raise DataError(f"'{text}' is no list of numbers of threads", remedy="for example --threads 1,4")
     return list(dict.fromkeys(int(part) for part in counts))
-
-
-def named_models(models: Sequence[Path]) -> dict[str, Path]:
-    """Files by the shortest names that tell them apart."""
-    for name in (lambda path: path.stem, lambda path: path.name, str):
-        named = {name(path): path for path in models}
-        if len(named) == len(models):
-            return named
-    return {str(path): path for path in models}
-
-
-class Source:
-    """What models are fed with.
-
-    Attributes:
-        batches: can be gone through again and again.
-        count: how many samples there are, None if that is not known or there is no end.
-        accuracy_output: the output that is the accuracy, where the labels are judged in the graph.
-    """
-
-    def __init__(
-        self, batches: Iterable[Batch], name: str, count: int | None, size: int, output: str | None
-    ) -> None:
-        self.batches, self.name, self.count, self.accuracy_output = batches, name, count, output
-        self._size = size
-
-    @classmethod
-    def open(cls, models: dict[str, Path], data: str | None, batch_size: int, labels: str | None) -> Source:
-        """The data as the first model wants it, after checking that the others want the same."""
-        from qat2int8.ir import DataError
-        from qat2int8.ir.io import load_model
-        from qat2int8.pipelines.data import input_specs, open_data
-        from qat2int8.pipelines.data.options import parse
-        from qat2int8.pipelines.evaluation.random_data import RandomData
-
-        loaded = {name: load_model(path) for name, path in models.items()}
-        wanted = {name: input_specs(model) for name, model in loaded.items()}
-        (first, specs), *others = wanted.items()
-        for name, other in others:
-            if _signature(other) != _signature(specs):
-                raise DataError(
-                    f"{name} takes {_told(other)}, {first} takes {_told(specs)}",
-                    remedy="evaluate models with the same inputs",
-                )
-        if data is None:
-            made_up = RandomData(loaded[first], batch_size)
-            return cls(made_up, made_up.name, None, batch_size, None)
-        outputs = [value.name for value in loaded[first].graph.outputs]
-        options = parse(data).model_dump(exclude_unset=True)
-        if labels is not None and labels not in outputs:
-            options["labels"] = labels
-        dataset = open_data(options, specs, batch_size=batch_size)
-        in_graph = labels if labels in outputs else None
-        return cls(dataset, dataset.name, dataset.count, dataset.batch_size, in_graph)
-
-    def batches_in(self, iterations: int) -> int | None:
-        """How many batches a run takes, None if that is not known."""
-        there = None if self.count is None else math.ceil(self.count / self._size)
-        return min(there or iterations, iterations) if iterations else there
-
-
-def _signature(specs: Sequence[Any]) -> list[tuple[str, str, int | None]]:
-    return sorted((spec.name, str(spec.dtype), None if spec.shape is None else len(spec.shape)) for spec in specs)
-
-
-def _told(specs: Sequence[Any]) -> str:
-    return ", ".join(f"{spec.name}: {spec}" for spec in specs)
 
 
 def _profile(path: Path, batches: Iterable[Batch], threads: int) -> tuple[OpTime, ...]:
@@ -314,34 +245,13 @@ def _figure(value: float | None, digits: int = 2, *, signed: bool = False) -> st
     return f"{rounded:+.{digits}f}" if signed else f"{rounded:.{digits}f}"
 
 
+def _so_far(figures: dict[str, dict[str, float]]) -> str:
+    return " / ".join(_figure(next(iter(each.values()), None)) for each in figures.values())
+
+
 def _finish(result: Evaluation, verdicts: Sequence[Verdict]) -> None:
-    for failure in result.failures[:_SHOWN_FAILURES]:
-        sys.stderr.write(f"error: {failure}\n")
-    if len(result.failures) > _SHOWN_FAILURES:
-        sys.stderr.write(f"... and {len(result.failures) - _SHOWN_FAILURES} more (--json has them all)\n")
+    print_failures(result.failures)
     if result.failures:
         raise typer.Exit(_INCOMPLETE)
     if not all(verdict.passed for verdict in verdicts):
         raise typer.Exit(_NOT_GOOD_ENOUGH)
-
-
-@contextlib.contextmanager
-def _progress(
-    batches: int | None, silent: bool
-) -> Iterator[Callable[[int, dict[str, dict[str, float]]], None] | None]:
-    """A bar with the figures so far, on a terminal; nothing anywhere else."""
-    if silent or not sys.stderr.isatty():
-        yield None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("evaluating"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, TextColumn("{task.description}"), console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("", total=batches)
-
-        def show(done: int, figures: dict[str, dict[str, float]]) -> None:
-            running = [_figure(next(iter(each.values()), None)) for each in figures.values()]
-            bar.update(task, completed=done, description=" / ".join(running))
-
-        yield show

@@ -69,7 +69,7 @@ def _evaluated(
         return None, ""
     from qat2int8.pipelines.evaluation.evaluate import evaluate
     from qat2int8.pipelines.evaluation.metrics import metric_factory
-    from qat2int8.tools.evaluate import Source, named_models
+    from qat2int8.tools.feeding import Source, named_models
 
     models = named_models([model] if reference is None else [reference, model])
     source = Source.open(models, data, batch_size, None)

@@ -17,27 +17,13 @@ import onnxruntime as ort
 
 from qat2int8.ir import DataError, Qat2Int8Error
 from qat2int8.pipelines.data import Batch
+from qat2int8.pipelines.evaluation.failure import Failure
 from qat2int8.pipelines.evaluation.metrics import Metric
 from qat2int8.pipelines.sessions import run_session, session
 
-__all__ = ["Evaluation", "Failure", "ModelScore", "Timing", "evaluate"]
+__all__ = ["Evaluation", "ModelScore", "Timing", "evaluate"]
 
 _LOSS_NAMES = ("loss", "cost")
-
-
-@dataclass(frozen=True)
-class Failure:
-    """A batch that one model could not be run on or judged by; ``first`` is the index of its first sample."""
-
-    model: str
-    first: int
-    samples: int
-    reason: str
-
-    def __str__(self) -> str:
-        last = self.first + self.samples - 1
-        which = f"sample {self.first}" if last <= self.first else f"samples {self.first} to {last}"
-        return f"{self.model}: {which}: {self.reason}"
 
 
 @dataclass(frozen=True)
