@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -14,7 +14,7 @@ from qat2int8.ir import Model, QuantParams, TrainedTensor
 from qat2int8.passes.qdq_step import read_step
 from qat2int8.passes.qoperators import qoperator_of
 
-__all__ = ["LevelCount", "Levels", "Pair", "TensorLevels", "pairs_of"]
+__all__ = ["CARRIES", "LevelCount", "Levels", "Meaning", "Pair", "TensorLevels", "meanings", "pairs_of"]
 
 Array = npt.NDArray[Any]
 
@@ -201,51 +201,61 @@ def pairs_of(model: Model) -> list[Pair]:
         tensor = traced.get(value)
         if tensor is None or value.dtype is None or not value.dtype.is_integer() or not value.name:
             continue
-        meanings = list(_meanings(model, value))
-        if meanings:
+        found = list(meanings(model, value))
+        if found:
             step = tensor.grid.scale
-            same = [one for one in meanings if step.ndim == 0 and abs(one[0] / float(step) - 1.0) <= _SAME_STEP]
-            scale, zero_point = (same or meanings)[0]
-            pairs.append(Pair(tensor, value.name, value.dtype.numpy(), scale, zero_point))
+            same = [one for one in found if step.ndim == 0 and abs(one.scale / float(step) - 1.0) <= _SAME_STEP]
+            meant = (same or found)[0]
+            pairs.append(Pair(tensor, value.name, value.dtype.numpy(), meant.scale, meant.zero_point))
     return pairs
 
 
-_CARRIES = frozenset(
+CARRIES = frozenset(
     {"Clip", "Concat", "DepthToSpace", "Flatten", "Gather", "Identity", "MaxPool", "Pad", "Reshape", "Slice"}
     | {"SpaceToDepth", "Split", "Squeeze", "Transpose", "Unsqueeze", "Max", "Min"}
 )
 """Ops whose integer output means what their integer input means."""
 
 
-def _meanings(model: Model, value: oir.Value) -> Iterator[tuple[float, int]]:
-    """(scale, zero point) of the quantizer or operator that wrote ``value``, then of those that read it.
+class Meaning(NamedTuple):
+    """What the levels of an integer tensor stand for, as one node says that reads or writes it."""
+
+    scale: float
+    zero_point: int
+    dtype: np.dtype[Any]
+
+
+def meanings(model: Model, value: oir.Value) -> Iterator[Meaning]:
+    """What ``value``, of integers, stands for: as says what wrote it, then as say those that read it.
 
     They differ where a factor went into one of the two.
     """
-    seen, waiting = {value}, [value]
+    seen, above = [value], value
+    while (writer := above.producer()) is not None:
+        yield from _per_tensor(model, writer, above)
+        source = writer.inputs[0] if writer.op_type in CARRIES else None
+        if source is None:
+            break
+        above = source
+        seen.append(source)
+    waiting = list(seen)
     while waiting:
         here = waiting.pop(0)
-        writer = here.producer()
-        if writer is not None:
-            yield from _per_tensor(model, writer, here)
-            if writer.op_type in _CARRIES and writer.inputs[0] is not None and writer.inputs[0] not in seen:
-                seen.add(writer.inputs[0])
-                waiting.append(writer.inputs[0])
         for node, index in here.uses():
             yield from _per_tensor(model, node, here)
-            if node.op_type in _CARRIES and index == 0:
+            if node.op_type in CARRIES and index == 0:
                 fresh = [output for output in node.outputs if output not in seen]
-                seen.update(fresh)
+                seen.extend(fresh)
                 waiting.extend(fresh)
 
 
-def _per_tensor(model: Model, node: oir.Node, value: oir.Value) -> Iterator[tuple[float, int]]:
+def _per_tensor(model: Model, node: oir.Node, value: oir.Value) -> Iterator[Meaning]:
     """What ``node`` says of ``value``, which it reads or writes."""
     operator = qoperator_of(node)
     if operator is None:
         step = read_step(model, node) if value in (*node.inputs[:1], node.outputs[0]) else None
         if step is not None and step.axis is None:
-            yield float(step.scale), int(step.zero_point)
+            yield Meaning(float(step.scale), int(step.zero_point), step.zero_point.dtype)
         return
     operands = operator.operands_of(node)
     places = [(one.scale, one.zero_point) for one in operands if node.inputs[one.data] is value]
@@ -253,7 +263,7 @@ def _per_tensor(model: Model, node: oir.Node, value: oir.Value) -> Iterator[tupl
         places.append(operator.result)
     for scale, zero_point in ([model.constant(node.inputs[at]) for at in pair] for pair in places):
         if scale is not None and zero_point is not None and scale.size == zero_point.size == 1:
-            yield float(scale.item()), int(zero_point.item())
+            yield Meaning(float(scale.item()), int(zero_point.item()), zero_point.dtype)
 
 
 def _rounded(steps: Array) -> tuple[Array, Array]:
