@@ -41,12 +41,21 @@ from qat2int8.pipelines.tables.table import CalibrationTable
 from qat2int8.pipelines.target_files import DEFAULT_TARGET, load_target
 from qat2int8.pipelines.version import VERSION
 
-__all__ = ["Conversion", "check_not_converted", "convert", "run_conversion", "with_placement"]
+__all__ = [
+    "TENSORS_KEY",
+    "Conversion",
+    "check_not_converted",
+    "convert",
+    "run_conversion",
+    "with_placement",
+]
 
 _PLACEMENT = "insert-quantize-dequantize"
 _NARROWING = "narrow-wide-grids"
 _LOWERING = "lower-to-qoperators"
 _PIPELINE_KEY = "qat2int8.pipeline"
+TENSORS_KEY = "qat2int8.tensors"
+"""Of the metadata entry that says which tensor of the source an integer tensor of the result is."""
 _MISSING_SCALE = "error"
 _FIDELITY_SAMPLES = 16
 _FIDELITY_SECONDS = 0.4
@@ -487,5 +496,8 @@ def _stamp(model: Model, spec: PipelineSpec, target: Target, run: PipelineRun, d
             "qat2int8.target": target.name,
             "qat2int8.source_sha256": digest,
             "qat2int8.diagnostics": json.dumps([finding.as_dict() for finding in run.diagnostics]),
+            TENSORS_KEY: json.dumps(
+                {value.name: traced.tensor for value, traced in model.scales.traces() if value.name}
+            ),
         }
     )

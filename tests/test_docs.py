@@ -493,6 +493,11 @@ def test_the_metadata_of_the_output_is_told_of() -> None:
     assert written["qat2int8.source_sha256"] == hashlib.sha256(QAT_MODEL.read_bytes()).hexdigest()
     assert json.loads(written["qat2int8.diagnostics"]) == [one.as_dict() for one in conversion.diagnostics]
     assert str(PipelineSpec.parse(written["qat2int8.pipeline"])) == str(conversion.pipeline)
+    sources = {name for node in onnx.load(QAT_MODEL).graph.node for name in node.input}
+    tensors = json.loads(written["qat2int8.tensors"])
+    assert tensors
+    assert set(tensors) <= set(conversion.model.values())
+    assert set(tensors.values()) <= sources
 
 
 def test_the_keys_of_a_finding_are_told_of() -> None:
@@ -511,6 +516,16 @@ def test_the_document_of_convert_is_told_of(tmp_path: Path) -> None:
     for levels in (document["fidelity"]["levels"], document["fidelity"]["local_levels"]):
         assert keys("formats.md", "json-levels") == list(levels)
         assert nested("formats.md", "json-levels", "tensors") == list(levels["tensors"][0])
+
+
+def test_the_document_of_compare_is_told_of(tmp_path: Path) -> None:
+    out = tmp_path / "out.onnx"
+    convert(QAT_MODEL, verify="none").save(out)
+    document = invoke("compare", str(QAT_MODEL), str(out), "--random-data", "--samples", "1", "--try-skip", "1")
+    assert keys("formats.md", "json-compare") == list(document)
+    assert nested("formats.md", "json-compare", "layers") == list(document["layers"][0])
+    assert nested("formats.md", "json-compare", "try_skip") == list(document["try_skip"])
+    assert keys("evaluation.md", "compare-figures") == list(document["layers"][0]["local"])
 
 
 def test_the_document_of_run_is_told_of(tmp_path: Path) -> None:

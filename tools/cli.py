@@ -15,6 +15,7 @@ from typer.core import TyperGroup
 
 from qat2int8.tools.calibrate import calibrate
 from qat2int8.tools.cast_output import cast_output
+from qat2int8.tools.compare import compare
 from qat2int8.tools.console import print_error
 from qat2int8.tools.convert import convert
 from qat2int8.tools.demo import demo
@@ -73,6 +74,11 @@ COMMANDS: dict[str, tuple[Callable[..., None], str, str]] = {
         report,
         "Write a report that a person can look at.",
         "qat2int8 report model.int8.onnx --reference model.onnx --data digits.npz -o report.html",
+    ),
+    "compare": (
+        compare,
+        "Find the layers that went wrong in a converted model.",
+        "qat2int8 compare model_qat.onnx model.int8.onnx --data digits.npz --try-skip 3",
     ),
     "run": (
         run,

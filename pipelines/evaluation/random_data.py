@@ -1,4 +1,4 @@
-"""Made-up batches for models that are only timed."""
+"""Made-up batches for models that come without data."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from qat2int8.ir import Model
 from qat2int8.pipelines.data import Batch
 from qat2int8.pipelines.fidelity import synthetic_inputs
 
-__all__ = ["RandomData"]
+__all__ = ["RandomData", "RandomSamples"]
 
 
 @dataclass(frozen=True)
@@ -37,3 +37,21 @@ class RandomData:
         size = max((array.shape[0] for array in inputs.values() if array.ndim), default=1)
         for number in count():
             yield Batch(inputs, None, number * size)
+
+
+@dataclass(frozen=True)
+class RandomSamples:
+    """``count`` different samples of :func:`synthetic_inputs`, each a batch of its own.
+
+    They span the grids of the inputs where the scale table of ``model`` has them.
+    """
+
+    model: Model
+    count: int
+    name: str = "made-up inputs"
+
+    def __iter__(self) -> Iterator[Batch]:
+        first = 0
+        for inputs in synthetic_inputs(self.model, self.count):
+            yield Batch(inputs, None, first)
+            first += max((array.shape[0] for array in inputs.values() if array.ndim), default=1)
