@@ -61,11 +61,8 @@ def _corrected(weights: npt.NDArray[Any], params: QuantParams) -> tuple[npt.NDAr
     towards = np.sign(sums)[:, None].astype(np.float32)
     lost = errors * towards
     rank = np.argsort(np.argsort(-lost, axis=1), axis=1)
-    flipped = (rank < np.rint(np.abs(sums))[:, None]) & (lost > _ON_GRID)
+    # No weight lost more than half a step, so there are at least twice as many to choose from.
+    flipped = rank < np.rint(np.abs(sums))[:, None]
     levels += np.where(flipped, towards, np.float32(0.0))
     integers = np.moveaxis(levels.reshape(shape), 0, axis).astype(params.dtype.numpy)
     return params.dequantize(integers), int(np.count_nonzero(flipped))
-
-
-_ON_GRID = 1e-3
-"""Of a step: nearer to a level than this is float rounding."""

@@ -142,7 +142,7 @@ class Collector:
             if size is None:
                 unknown.append(name)
                 continue
-            if size * count > room and groups[-1]:
+            if size * count > room:
                 groups.append([])
                 room = float(self._most_bytes)
             groups[-1].append(name)

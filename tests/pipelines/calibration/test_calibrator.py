@@ -53,6 +53,7 @@ def test_the_batch_size_and_the_order_change_nothing() -> None:
     for index in reversed(range(12)):
         calibrator.observe({"image": data[index : index + 1]}, index)
     assert calibrator.compute() == expected
+    assert calibrator.compute("moving-average") == table(data, "moving-average")
 
 
 @pytest.mark.parametrize("algorithm", ["entropy", "percentile", "moving-average", "avg", "minmax"])
