@@ -201,7 +201,7 @@ class _Completion:
             severity=Severity.WARNING,
             node=node.name or "",
             value=value.name or "",
-            remedy="train with a fake quant on it",
+            remedy="train with a fake quant on it, or give data",
         )
 
     def _missing(self, value: oir.Value, node: oir.Node) -> Diagnostic:
@@ -211,7 +211,7 @@ class _Completion:
             severity=Severity.WARNING,
             node=node.name or "",
             value=value.name or "",
-            remedy="train with a fake quant on it",
+            remedy="train with a fake quant on it, or give data",
         )
 
 

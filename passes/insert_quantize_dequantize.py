@@ -501,7 +501,9 @@ class _Placement:
         if self.weights_only:
             reason = f"its {role} has no grid, as only weights were fake quantized"
             return self._kept(kernel, reason, value=value, severity=Severity.NOTE, remedy=_CALIBRATE)
-        return self._kept(kernel, f"its {role} has no grid", value=value, remedy="train with a fake quant on it")
+        return self._kept(
+            kernel, f"its {role} has no grid", value=value, remedy="train with a fake quant on it, or give data"
+        )
 
     def _output_kept(self, kernel: Kernel) -> Diagnostic:
         return self._kept(
