@@ -149,7 +149,7 @@ WRONG: dict[str, Trap] = {
     "conv bias one percent off": Trap(
         conv(BIAS),
         {"bs": np.float32(1.009) * PRODUCT, "B": CONSTANTS["B"] * 300, "ys": np.float32(4)},
-        4,
+        2,  # one per cent of 128 levels is one level, so it has to be exact
         image=True,
         executed=("QLinearConv",),
     ),
@@ -301,8 +301,9 @@ def test_the_converted_model_does_not(name: str, form: str, tmp_path: Path) -> N
 
 PAIR = """[q1] q1 = QuantizeLinear (o, as, az) [d1] d1 = DequantizeLinear (q1, as, az)
     [q2] q2 = QuantizeLinear (d1, bs, bz) [d2] d2 = DequantizeLinear (q2, bs, bz)"""
-PAIR_GRIDS = {"as": np.float32(1 / 20), "az": np.uint8(100), "bs": np.float32(1 / 33), "bz": np.uint8(140)}
-NARROW_FIRST = {**PAIR_GRIDS, "as": np.float32(1 / 64)}
+# The runtime's grid is what both ranges share; where one lies within the other it is one of the two.
+PAIR_GRIDS = {"as": np.float32(1 / 20), "az": np.uint8(60), "bs": np.float32(1 / 33), "bz": np.uint8(140)}
+NARROW_FIRST = {**PAIR_GRIDS, "as": np.float32(1 / 64), "az": np.uint8(20)}
 READER = f"[vd] vd = DequantizeLinear (W2, columns0, wz) [last] l = MatMul (d2, vd) {OUTPUT.replace('(o', '(l')}"
 SMALLER = f"{LAYER} [first] f = MatMul (xd, wd) [less] o = Mul (f, quarter)"
 PAIRS = {
@@ -341,15 +342,15 @@ def pairs_in_a_row(model: onnx.ModelProto) -> list[str]:
     return found
 
 
-def scales(model: onnx.ModelProto) -> set[float]:
-    """Steps of all Quantize nodes."""
-    arrays = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
-    return {float(arrays[node.input[1]]) for node in model.graph.node if node.op_type == "QuantizeLinear"}
+def numbers(model: onnx.ModelProto) -> set[float]:
+    """All float constants of one element, the steps of activations among them."""
+    arrays = [numpy_helper.to_array(tensor) for tensor in model.graph.initializer]
+    return {float(array.item()) for array in arrays if array.dtype == np.float32 and array.size == 1}
 
 
 def paired(name: str) -> onnx.ModelProto:
     trap = PAIRS[name]
-    more = {"columns0": np.float32(1 / 300), "quarter": np.float32(1 / 4)}
+    more = {"columns0": np.float32(1 / 60), "quarter": np.float32(1 / 4)}
     return Trap(trap.body, {**trap.constants, **more}).source()
 
 
@@ -357,7 +358,7 @@ def paired(name: str) -> onnx.ModelProto:
 def test_the_runtime_makes_one_grid_of_two(name: str, tmp_path: Path) -> None:
     source = paired(name)
     assert pairs_in_a_row(source)
-    if scales(executed(source, tmp_path)) <= scales(source):
+    if numbers(executed(source, tmp_path)) <= numbers(source):
         pytest.skip("this onnxruntime leaves both as they are")
 
 
@@ -368,8 +369,7 @@ def test_a_converted_model_has_no_pair_to_merge(name: str, form: str, tmp_path: 
     conversion = qat2int8.convert(source, format=form)
     model = conversion.model.to_proto()
     assert not pairs_in_a_row(model)
-    kept = {scale * factor for scale in scales(source) for factor in (1, 4)}
-    assert all(np.isclose(scale, list(kept), rtol=1e-6).any() for scale in scales(executed(model, tmp_path)))
+    assert numbers(executed(model, tmp_path)) <= numbers(model)
     answer = run(model, {"x": X}, optimize=True)[0]
     np.testing.assert_allclose(answer, run(source, {"x": X})[0], atol=1.01 * STEP)
     assert any(finding.code is Code.SCALE_CONFLICT for finding in conversion.diagnostics)
