@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import ml_dtypes
-import networks
 import numpy as np
 import numpy.typing as npt
 import onnx
@@ -24,6 +23,7 @@ from support import Feeds, run
 
 import qat2int8
 from qat2int8.ir import Code, UnsupportedModel
+from qat2int8.pipelines.benchmarking import networks
 from qat2int8.pipelines.sessions import session
 
 Array = npt.NDArray[Any]
