@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated, Any
 
 import typer
 
 from qat2int8.tools.console import Debug, Json, Quiet, Report, Verbose
 from qat2int8.tools.figures import as_bytes
 
-if TYPE_CHECKING:
-    from qat2int8.pipelines.evaluation.evaluate import Evaluation
-
 __all__ = ["report"]
 
 _WARM_UP = 2
+_HISTOGRAMS = 12
 
 
 def report(
@@ -38,6 +36,9 @@ def report(
         str, typer.Option(metavar="METRIC", help="What answers are judged by; see evaluate.")
     ] = "topk",
     batch_size: Annotated[int, typer.Option(metavar="N", min=1, help="Samples a batch.")] = 1,
+    samples: Annotated[
+        int, typer.Option(metavar="N", min=1, help="Samples to compare layer by layer on; all are judged.")
+    ] = 64,
     json: Json = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
@@ -45,15 +46,16 @@ def report(
 ) -> None:
     """Write a report on a model: figures, tables, plots, the graph, what stayed in float and why.
 
-    The HTML file needs no network and no script. With --data, and best with --reference, models are run on it.
+    The HTML file needs no network and no script. With --data and --reference
+    both models are run, and compared layer by layer.
     """
     from qat2int8.pipelines.reporting.collect import collect
     from qat2int8.pipelines.reporting.write import check_report_path, write_report
 
     told = Report(json=json, quiet=quiet, verbose=verbose)
     check_report_path(output)
-    evaluation, name = _evaluated(model, reference, data, metric, batch_size)
-    document = collect(model, reference, evaluation=evaluation, data=name)
+    measured = _measured(model, reference, data, metric, batch_size, samples)
+    document = collect(model, reference, **measured)
     write_report(document, output)
     for card in document.cards:
         told.line(f"{card.label:28} {card.value:>8}  {card.hint}")
@@ -61,18 +63,30 @@ def report(
     told.data(document.model_dump(mode="json"))
 
 
-def _evaluated(
-    model: Path, reference: Path | None, data: str | None, metric: str, batch_size: int
-) -> tuple[Evaluation | None, str]:
-    """Answers and speed, and what the data are called; None and nothing without data."""
+def _measured(
+    model: Path, reference: Path | None, data: str | None, metric: str, batch_size: int, samples: int
+) -> dict[str, Any]:
+    """What can be had on data: answers and speed; with a reference the error of each layer and its values too."""
     if data is None:
-        return None, ""
+        return {}
+    from qat2int8.pipelines.evaluation.activations import activations
+    from qat2int8.pipelines.evaluation.compare import compare_layers
     from qat2int8.pipelines.evaluation.evaluate import evaluate
     from qat2int8.pipelines.evaluation.metrics import metric_factory
     from qat2int8.tools.feeding import Source, named_models
 
+    factory = metric_factory(metric)
     models = named_models([model] if reference is None else [reference, model])
-    source = Source.open(models, data, batch_size, None)
+    source = Source.open(models, data, batch_size)
     batches = source.batches_in(0)
     skip = _WARM_UP if batches is None or batches > 2 * _WARM_UP else 0
-    return evaluate(models, source.batches, metric_factory(metric), skip_batches=skip), source.name
+    measured: dict[str, Any] = {
+        "evaluation": evaluate(models, source.batches, factory, skip_batches=skip),
+        "data": source.name,
+    }
+    if reference is not None:
+        few = Source.open(models, data, batch_size, samples=samples).batches
+        comparison = compare_layers(reference, model, few)
+        worst = [layer.name for layer in comparison.worst_first()[:_HISTOGRAMS]]
+        measured |= {"comparison": comparison, "values": activations(reference, model, few, worst)}
+    return measured

@@ -12,6 +12,8 @@ import onnx_ir as oir
 from qat2int8.ir import Model, PipelineError
 from qat2int8.ir.io import load_model
 from qat2int8.pipelines.environment import environment
+from qat2int8.pipelines.evaluation.activations import Activation
+from qat2int8.pipelines.evaluation.compare import Comparison
 from qat2int8.pipelines.evaluation.evaluate import Evaluation, ModelScore
 from qat2int8.pipelines.explanation import Explanation, explain
 from qat2int8.pipelines.reporting.document import (
@@ -48,17 +50,17 @@ def collect(
     *,
     evaluation: Evaluation | None = None,
     data: str = "",
-    layer_errors: Sequence[LayerError] = (),
-    histograms: Sequence[Histogram] = (),
+    comparison: Comparison | None = None,
+    values: Sequence[Activation] = (),
 ) -> ReportDocument:
     """Gather a report on the model file ``model``.
 
     Args:
         reference: what it is compared with: the float or fake-quant model it was made from.
         evaluation: answers and speed, if measured; differences are against the first model in it.
-        data: what the evaluation and the layers' errors were measured on.
-        layer_errors: each layer's error against the reference, in the order of the graph.
-        histograms: values of activations with the ends of their grids.
+        data: what all of this was measured on.
+        comparison: each layer's error against the reference, if it was measured.
+        values: what values activations take, with the ends of their grids.
 
     Raises:
         InvalidModel: a file is no valid model.
@@ -69,19 +71,20 @@ def collect(
     layers = _layers(explanation)
     speed = _speeds(evaluation)
     accuracy = _accuracies(evaluation)
+    errors = _errors(comparison)
     machine = environment()
     return ReportDocument(
         title=f"{model.stem}: INT8 report",
         made=f"{datetime.datetime.now().astimezone():%Y-%m-%d %H:%M}, qat2int8 {VERSION}",
         model=_facts(model, explanation.model),
         reference=_facts(reference, original) if reference is not None and original is not None else None,
-        cards=tuple(_cards(explanation, accuracy, speed, reference, layer_errors)),
+        cards=tuple(_cards(explanation, accuracy, speed, reference, errors)),
         accuracy=accuracy,
         speed=speed,
         data=data,
         layers=layers,
-        layer_errors=tuple(layer_errors),
-        histograms=tuple(histograms),
+        layer_errors=errors,
+        histograms=tuple(_histogram(one) for one in values),
         drawings=tuple(_drawings(explanation, original)),
         left_float=tuple(
             FloatReason(
@@ -164,6 +167,34 @@ def _speed(score: ModelScore, ratio: float) -> Speed:
         upper_quartile_ms=quartiles[1],
         p99_ms=score.warm.p99_ms,
         ratio=ratio,
+    )
+
+
+def _errors(comparison: Comparison | None) -> tuple[LayerError, ...]:
+    """Of each layer alone, where it could be run alone: that is what can be mended about it."""
+    layers = comparison.layers if comparison is not None else ()
+    return tuple(
+        LayerError(
+            name=layer.name,
+            op_type=layer.op_type,
+            sqnr_db=layer.errors("local").sqnr_db,
+            cosine=layer.errors("local").cosine,
+            max_error=layer.errors("local").max_error,
+            mean_error=layer.errors("local").mean_error,
+            off_by=layer.errors("local").off_by_shares,
+        )
+        for layer in layers
+    )
+
+
+def _histogram(value: Activation) -> Histogram:
+    return Histogram(
+        tensor=value.tensor,
+        lo=value.lo,
+        hi=value.hi,
+        counts=value.counts,
+        grid_lo=value.grid_lo,
+        grid_hi=value.grid_hi,
     )
 
 

@@ -50,7 +50,7 @@ def test_of_the_model_alone(folder: Path) -> None:
 def test_with_reference_and_data(folder: Path) -> None:
     words = ("--reference", str(SOURCE), "--data", str(folder / "digits.npz"), "--batch-size", "10")
     text = written(folder, "whole.html", *words).read_text(encoding="utf-8")
-    for part in ("As it came", "Answers", "Speed", "resnet_trt_qat"):
+    for part in ("As it came", "Answers", "Speed", "Error by layer", "Activations", "resnet_trt_qat"):
         assert part in text
 
 
@@ -100,5 +100,5 @@ def test_a_browser_shows_it_without_an_error(folder: Path, tmp_path: Path) -> No
     )
     assert done.returncode == 0, done.stderr
     assert "CONSOLE" not in done.stderr
-    assert done.stdout.count("<svg") == 2
+    assert done.stdout.count("<svg") == 2 + 1 + 12
     assert done.stdout.count('class="box integer"') > 10

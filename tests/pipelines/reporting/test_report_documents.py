@@ -14,21 +14,29 @@ from support import REPOSITORY, parse
 from qat2int8 import convert
 from qat2int8.ir import OutputError
 from qat2int8.pipelines.data import Batch
+from qat2int8.pipelines.evaluation.activations import Activation
+from qat2int8.pipelines.evaluation.compare import Comparison, LayerComparison
+from qat2int8.pipelines.evaluation.errors import Errors
 from qat2int8.pipelines.evaluation.evaluate import evaluate
 from qat2int8.pipelines.evaluation.metrics import METRICS
 from qat2int8.pipelines.reporting.collect import collect
-from qat2int8.pipelines.reporting.document import Drawing, Histogram, LayerError, ReportDocument
+from qat2int8.pipelines.reporting.document import Drawing, ReportDocument
 from qat2int8.pipelines.reporting.drawing import draw
 from qat2int8.pipelines.reporting.html import as_html
 from qat2int8.pipelines.reporting.markdown import as_markdown
 from qat2int8.pipelines.reporting.write import write_report
 
 SOURCE = REPOSITORY / "tools" / "demo_data" / "resnet_trt_qat.onnx"
-ERRORS = [
-    LayerError(name=name, op_type="Conv", sqnr_db=db, cosine=0.9, max_error=0.5, mean_error=0.01, off_by=off_by)
-    for name, db, off_by in (("first", 41.5, (0.9, 0.1)), ("<worst> & last", 12.25, ()), ("exact", math.inf, ()))
-]
-HISTOGRAM = Histogram(tensor="relu_1", lo=0.0, hi=8.0, counts=(900, 90, 9, 0, 1), grid_lo=0.0, grid_hi=4.0)
+ERRORS = {"first": 41.5, "<worst> & last": 12.25, "exact": math.inf}
+VALUES = Activation("first", "relu_1", 0.0, 8.0, (900, 90, 9, 0, 1), 0.0, 4.0)
+
+
+def comparison() -> Comparison:
+    def layer(name: str, db: float) -> LayerComparison:
+        local = Errors(db, 0.9, 0.5, 0.01, (9, 1, 0, 0), 0)
+        return LayerComparison(name, "Conv", name, name, True, Errors(0.0, 0.0, 9.0, 9.0, (), 0), local)
+
+    return Comparison(tuple(layer(name, db) for name, db in ERRORS.items()), (), 40, (), ())
 
 
 @pytest.fixture(scope="module")
@@ -41,9 +49,7 @@ def document(tmp_path_factory: pytest.TempPathFactory) -> ReportDocument:
         images, labels = digits["images"][:40].astype(np.float32)[:, None] / 255.0, digits["labels"][:40]
     batches = [Batch({"image": images[at : at + 10]}, labels[at : at + 10], at) for at in range(0, 40, 10)]
     evaluation = evaluate({"fake quant": SOURCE, "int8": path}, batches, METRICS["topk"], skip_batches=1)
-    return collect(
-        path, SOURCE, evaluation=evaluation, data="40 digits", layer_errors=ERRORS, histograms=[HISTOGRAM]
-    )
+    return collect(path, SOURCE, evaluation=evaluation, data="40 digits", comparison=comparison(), values=[VALUES])
 
 
 class _Page(HTMLParser):
@@ -81,6 +87,8 @@ def test_what_is_gathered(document: ReportDocument) -> None:
     assert cards["top-1"].hint.endswith("against fake quant")
     assert cards["Speed"].hint == "of fake quant"
     assert cards["Worst layer"].hint == "<worst> & last"
+    assert document.layer_errors[0].off_by == (0.9, 0.1, 0.0, 0.0)
+    assert (document.histograms[0].tensor, document.histograms[0].grid_hi) == ("relu_1", 4.0)
     assert cards["Integer multiply-accumulates"].tone == "doubtful"
     assert [layer.integer for layer in document.layers].count(False) == 1
     assert [row.model for row in document.accuracy] == ["fake quant", "int8"]
