@@ -87,18 +87,22 @@ class _Spread:
                     self.fill(root, reached)
 
     def fill(self, root: oir.Value, reached: set[oir.Value]) -> None:
-        """Spread the grid of ``root`` over its group, remapping a channel axis on the way."""
+        """Spread the grid of ``root`` over its group, remapping a channel axis on the way.
+
+        What travels is that grid and not what stands on the way: an equal one that nobody trained stays there, and
+        would lend its origin to all behind it.
+        """
         reached.add(root)
-        frontier = [root]
+        frontier = [(root, self.scales[root])]
         while frontier:
-            here = frontier.pop()
+            here, carried = frontier.pop()
             for there in self.graph.neighbors(here):
                 tie: Tie = self.graph.edges[here, there]["tie"]
-                params = _across(self.scales[here], tie.forth if tie.source is here else tie.back)
+                params = _across(carried, tie.forth if tie.source is here else tie.back)
                 if there in reached or params is None or self.is_left_in_float(there, params):
                     continue
                 reached.add(there)
-                frontier.append(there)
+                frontier.append((there, params))
                 self.write(there, params)
 
     def write(self, value: oir.Value, params: QuantParams) -> None:

@@ -6,7 +6,7 @@ import random
 import numpy as np
 import onnx
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from support import TARGET, graph_text
 
@@ -411,6 +411,13 @@ def test_beyond_a_lost_channel_axis_the_next_strongest_grid_spreads() -> None:
     assert table["r"].same_grid(G)
 
 
+def test_a_trained_grid_stays_trained_behind_an_equal_one_that_nobody_trained() -> None:
+    narrow = QuantParams.make(0.05, origin="fake quant 'n'")
+    table, _ = propagated("t = Identity(x)\nr = Identity(t)\ny = Identity(r)", x=G, t=DERIVED, r=narrow)
+    assert (table["r"].source, table["r"].origin) == (G.source, G.origin)
+    assert (table["y"].source, table["y"].origin) == (G.source, G.origin)
+
+
 def test_constants_keep_their_own_grids() -> None:
     body = "t = Transpose<perm=[1, 0]>(table)\ny = MatMul(x, t)\nout = Exp(y)"
     assert set(propagated(body, t=G)[0]) == {"t"}
@@ -437,6 +444,8 @@ CHOICES = [G, H, QuantParams.make(0.1, 7, origin="z"), QuantParams.make(0.05, 0,
 
 
 @settings(max_examples=60, deadline=None)
+@example({"f": G, "p": DERIVED, "x": CHOICES[3], "t": G}, 0)
+@example({"f": G, "p": DERIVED, "x": CHOICES[3], "t": G}, 1)
 @given(
     grids=st.dictionaries(st.sampled_from(TABLE_NAMES), st.sampled_from(CHOICES), max_size=6),
     seed=st.integers(0, 10**6),
