@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import onnx_ir as oir
 
-from qat2int8.ir import Contract, Model, Target
+from qat2int8.ir import Contract, Model, Provenance, Target
 
 __all__ = ["AxisMap", "Tie", "is_movement", "layer_inputs", "moved", "ties_of"]
 
@@ -57,9 +57,20 @@ def ties_of(model: Model) -> Iterator[Tie]:
         forth, back = _axis_maps(node)
         # A constant is quantized on its own terms, never on those of an activation made from it.
         whole = node.op_type in _WHOLE or _is_only_way(source, node) or source in settled
-        mutual = whole and not source.is_initializer()
+        mutual = whole and not source.is_initializer() and not _rounds_twice(model, node)
         for output in moved(node):
             yield Tie(node, source, output, forth, back, mutual)
+
+
+def _rounds_twice(model: Model, node: oir.Node) -> bool:
+    """Whether training rounded a MaxPool's input and its output, each on a grid of its own.
+
+    Rounding is monotone, so the pool can run on the second grid, and no other grid is needed for either.
+    """
+    before, after = (model.scales.get(value) for value in (node.inputs[0], node.outputs[0]))
+    if node.op_type != "MaxPool" or before is None or after is None or before.per_channel or after.per_channel:
+        return False
+    return min(before.source, after.source) >= Provenance.TRAINED and not before.same_grid(after)
 
 
 def moved(node: oir.Node) -> Sequence[oir.Value]:

@@ -200,6 +200,15 @@ def test_a_graph_output_is_a_reader() -> None:
     assert set(propagated(body, "float out, float x", y=G)[0]) == {"y"}
 
 
+def test_a_pool_between_two_trained_grids_keeps_both() -> None:
+    body = "y = MaxPool<kernel_shape=[2, 2]>(x)"
+    table, result = propagated(body, x=H, y=G)
+    assert grids_of(table) == {"x": 0.2, "y": 0.1}
+    assert not result.diagnostics
+    assert grids_of(propagated(body, x=H, y=DERIVED)[0]) == {"x": 0.2, "y": 0.2}
+    assert grids_of(propagated("y = Identity(x)", x=H, y=G)[0]) == {"x": 0.2, "y": 0.2}
+
+
 def test_a_split_takes_back_what_all_of_its_readers_know() -> None:
     body = "y, z = Split<axis=1>(x)\nout = Exp(y)\np = Exp(z)"
     assert set(propagated(body, y=G)[0]) == {"y"}, "z may be larger than y ever was"
