@@ -66,6 +66,7 @@ package: venv
 bench: venv
 	@$(BIN)/python benchmarks/speed.py --write
 	@$(BIN)/python benchmarks/convert_time.py --write
+	@$(BIN)/python benchmarks/eight_networks.py --write
 
 clean:
 	@rm -rf .venv .venv-lowest build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

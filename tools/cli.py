@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from qat2int8.tools.bench import bench
 from qat2int8.tools.calibrate import calibrate
 from qat2int8.tools.cast_output import cast_output
 from qat2int8.tools.compare import compare
@@ -119,6 +120,11 @@ COMMANDS: dict[str, tuple[Callable[..., None], str, str]] = {
         apply_table,
         "Quantize a float model on the ranges of a table.",
         "qat2int8 table apply CalibrationTable model.onnx -o model.int8.onnx",
+    ),
+    "bench": (
+        bench,
+        "Measure well-known networks beside published figures.",
+        "qat2int8 bench resnet50 --rounds 5",
     ),
     "demo": (demo, "Convert and measure the bundled network.", "qat2int8 demo"),
 }

@@ -15,7 +15,8 @@ import onnx
 import onnxruntime as ort
 from onnx import TensorProto, helper
 
-from qat2int8.pipelines.benchmarking.fake_quant import pair, weight_steps
+from qat2int8.pipelines.benchmarking.every_tensor import append, origin
+from qat2int8.pipelines.benchmarking.fake_quant import pair, spans, weight_steps
 from qat2int8.pipelines.benchmarking.sketch import OUTPUT, Node, Sketch
 
 TOKENS = "token_ids"
@@ -145,6 +146,7 @@ def bert(
     decomposed: bool = True,
     dynamic: bool = False,
     products: bool = False,
+    every_tensor: bool = False,
     seed: int = 0,
 ) -> onnx.ModelProto:
     """An encoder with a classifier on the first token.
@@ -154,10 +156,13 @@ def bert(
         decomposed: LayerNormalization and Gelu in primitives, opset 17; else as ops, opset 20.
         dynamic: a symbolic batch dimension instead of 1.
         products: fake quant on both operands of the two products of each attention as well.
+        every_tensor: instead, uint8 fake quant behind linear layers, products and what they read.
     """
     net = _Encoder("bert", 0, seed, dims=size, decomposed=decomposed, batch="N" if dynamic else 1)
     net.encode()
-    return (_fake_quantize(net, products=products) if fake_quant else net).to_model()
+    if not fake_quant:
+        return net.to_model()
+    return (_quantize_every_tensor(net) if every_tensor else _fake_quantize(net, products=products)).to_model()
 
 
 def _fake_quantize(net: _Encoder, *, products: bool) -> _Encoder:
@@ -177,14 +182,44 @@ def _fake_quantize(net: _Encoder, *, products: bool) -> _Encoder:
             other = pair(twin, kernel, f"{node.output}.other", np.float32(largest[kernel] / 127))
             twin.nodes.append(replace(node, inputs=[source, other]))
             continue
-        if node.op == "MatMul":
-            twin.weights[kernel] = np.ascontiguousarray(net.weights[kernel].T)
-        weight = pair(twin, kernel, kernel, weight_steps(twin.weights[kernel]))
-        if node.op == "MatMul":
-            twin.nodes.append(Node("Transpose", [weight], f"{kernel}.turned", {"perm": [1, 0]}))
-            weight = f"{kernel}.turned"
+        weight = _weight(twin, net, node)
         twin.nodes.append(replace(node, inputs=[source, weight, *bias]))
     return twin
+
+
+_MOVERS = ("Reshape", "Transpose", "Gather")
+
+
+def _quantize_every_tensor(net: _Encoder) -> _Encoder:
+    """Observers sit on modules, as in PyTorch: none inside of LayerNormalization or Gelu."""
+    # Without the embedding, a Gather that rearranges nothing: it reads weights.
+    makers = {node.output: node for node in net.nodes if node.inputs[0] not in net.weights}
+    compute = [node for node in net.nodes if node.op in ("MatMul", "Gemm")]
+    products = [node.output for node in compute if node.inputs[1] not in net.weights]
+    biased = [node.output for node in net.nodes if node.op == "Add" and node.inputs[0].startswith("dense_")]
+    read = [x for node in compute for x in node.inputs[:2] if x not in net.weights]
+    sources = [origin(makers, x, _MOVERS) for x in read]
+    observed = list(dict.fromkeys([*sources, *products, *biased]))
+    found = spans(replace(net, batch="N"), observed, {TOKENS: tokens(2, net.dims)})
+    twin = replace(net, nodes=[], weights=dict(net.weights))
+    names: dict[str, str] = {}
+    for node in net.nodes:
+        inputs = [names.get(x, x) for x in node.inputs]
+        if node in compute and node.inputs[1] in net.weights:
+            inputs[1] = _weight(twin, net, node)
+        append(twin, replace(node, inputs=inputs), found, names)
+    return twin
+
+
+def _weight(twin: _Encoder, net: _Encoder, node: Node) -> str:
+    """Append a pair on the weight of ``node``, and the Transpose behind it where it is a MatMul's."""
+    kernel = node.inputs[1]
+    if node.op != "MatMul":
+        return pair(twin, kernel, kernel, weight_steps(twin.weights[kernel]))
+    twin.weights[kernel] = np.ascontiguousarray(net.weights[kernel].T)
+    weight = pair(twin, kernel, kernel, weight_steps(twin.weights[kernel]))
+    twin.nodes.append(Node("Transpose", [weight], f"{kernel}.turned", {"perm": [1, 0]}))
+    return f"{kernel}.turned"
 
 
 def _largest(net: _Encoder, tensors: list[str]) -> dict[str, float]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -13,6 +13,8 @@ from onnx import TensorProto, helper
 from qat2int8.pipelines.benchmarking.sketch import INPUT, Array, Node, Sketch
 
 QUANTIZED_OPS = ("Conv", "Gemm")
+LEVELS = 255
+"""Steps of a uint8 grid."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,7 @@ def measure(sketch: Sketch) -> Statistics:
     found = dict(
         zip(
             (output.name for output in session.get_outputs()),
-            session.run(None, {INPUT: images(_enough_images(sketch.size), sketch.size)}),
+            session.run(None, {INPUT: images(enough_images(sketch.size), sketch.size)}),
             strict=True,
         )
     )
@@ -60,7 +62,7 @@ def measure(sketch: Sketch) -> Statistics:
     return Statistics(moments, {x: float(found[f"{x}.amax"]) for x in ranged})
 
 
-def _enough_images(size: int) -> int:
+def enough_images(size: int) -> int:
     """Four of 224x224; more when small, since deep in the network each leaves but a few pixels per channel."""
     return min(256, 4 * 224**2 // size**2)
 
@@ -129,6 +131,30 @@ def pair(sketch: Sketch, source: str, label: str, scale: Array | np.float32) -> 
     sketch.nodes.append(Node("QuantizeLinear", [source, *grid], f"{label}.q", axis))
     sketch.nodes.append(Node("DequantizeLinear", [f"{label}.q", *grid], f"{label}.dq", axis))
     return f"{label}.dq"
+
+
+def byte_grid(low: float, high: float) -> tuple[np.float32, np.uint8]:
+    """The uint8 grid of a range, as TensorFlow and PyTorch nudge it: 0.0 lies on a level."""
+    low, high = min(low, 0.0), max(high, 0.0)
+    scale = max(high - low, 1e-6) / LEVELS
+    return np.float32(scale), np.uint8(np.clip(round(-low / scale), 0, LEVELS))
+
+
+def spans(sketch: Sketch, tensors: Sequence[str], feeds: Mapping[str, Array]) -> dict[str, tuple[float, float]]:
+    """Smallest and largest value of ``tensors`` on ``feeds``, arrays by input name."""
+    probe = replace(sketch, nodes=list(sketch.nodes))
+    for tensor in tensors:
+        for op in ("ReduceMin", "ReduceMax"):
+            probe.nodes.append(Node(op, [tensor], f"{tensor}.{op}", {"keepdims": 0}))
+    model = probe.to_model()
+    names = [f"{tensor}.{op}" for tensor in tensors for op in ("ReduceMin", "ReduceMax")]
+    del model.graph.output[:]
+    model.graph.output.extend(helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in names)
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    found = iter(session.run(names, dict(feeds)))
+    return {tensor: (float(next(found)), float(next(found))) for tensor in tensors}
 
 
 def _by_batch(sketch: Sketch) -> Iterator[Node]:

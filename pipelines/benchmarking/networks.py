@@ -10,6 +10,7 @@ from typing import TypedDict, Unpack
 
 import onnx
 
+from qat2int8.pipelines.benchmarking.every_tensor import quantize_every_tensor
 from qat2int8.pipelines.benchmarking.fake_quant import fake_quantize, fold_batch_norm, measure, settle
 from qat2int8.pipelines.benchmarking.sketch import INPUT, OUTPUT, Sketch
 from qat2int8.pipelines.benchmarking.tflite import channels_last, quantize_as_tflite
@@ -26,12 +27,15 @@ class Export(TypedDict, total=False):
     ``shared_quantizers`` (default false): consumers of one tensor read one Q/DQ pair, not one each.
     ``tflite`` (default false): channels last, BatchNormalization folded, and what fake quant there is in the
     style of TensorFlow Lite.
+    ``every_tensor`` (default false): BatchNormalization folded, and what fake quant there is behind every operator
+    in uint8, in the style of PyTorch.
     """
 
     fake_quant: bool
     bn_folded: bool
     shared_quantizers: bool
     tflite: bool
+    every_tensor: bool
 
 
 def resnet50(
@@ -39,15 +43,15 @@ def resnet50(
 ) -> onnx.ModelProto:
     """ResNet-50 v1.5 (He et al. 2016): bottlenecks, stride in the 3x3 convolution."""
     net = Sketch("resnet50", size, seed)
-    x = _imagenet_stem(net, width)
-    for stage, blocks in enumerate((3, 4, 6, 3)):
-        filters = width << stage
-        for block in range(blocks):
-            stride = 2 if stage and not block else 1
-            y = net.op("Relu", net.conv(x, filters))
-            y = net.op("Relu", net.conv(y, filters, 3, stride=stride))
-            x = _join(net, net.conv(y, 4 * filters, gamma=BRANCH), x, stride)
-    return _classify(net, x, classes, export)
+    return _classify(net, _bottlenecks(net, width, (3, 4, 6, 3)), classes, export)
+
+
+def resnet101(
+    *, width: int = 64, size: int = 224, classes: int = 1000, seed: int = 0, **export: Unpack[Export]
+) -> onnx.ModelProto:
+    """ResNet-101 v1.5: :func:`resnet50` with 23 blocks in the third stage."""
+    net = Sketch("resnet101", size, seed)
+    return _classify(net, _bottlenecks(net, width, (3, 4, 23, 3)), classes, export)
 
 
 def resnet18(
@@ -72,6 +76,19 @@ def resnet18(
 def tiny_resnet(*, seed: int = 0, **export: Unpack[Export]) -> onnx.ModelProto:
     """Two basic blocks on 16x16 images, one with a projection; under 50 kB."""
     return resnet18(width=8, depth=(1, 1), size=16, classes=10, small_stem=True, seed=seed, **export)
+
+
+def mobilenet_v1(
+    *, width: float = 1.0, size: int = 224, classes: int = 1000, seed: int = 0, **export: Unpack[Export]
+) -> onnx.ModelProto:
+    """MobileNet-V1 (Howard et al. 2017): depthwise 3x3 and 1x1 convolutions in turn, each with Relu."""
+    net = Sketch("mobilenet_v1", size, seed)
+    x = net.op("Relu", net.conv(INPUT, _scaled(32, width), 3, stride=2))
+    rows = ((64, 1), (128, 2), (128, 1), (256, 2), (256, 1), (512, 2), *[(512, 1)] * 5, (1024, 2), (1024, 1))
+    for filters, stride in rows:
+        x = net.op("Relu", net.conv(x, net.channels[x], 3, stride=stride, group=net.channels[x]))
+        x = net.op("Relu", net.conv(x, _scaled(filters, width)))
+    return _classify(net, x, classes, export)
 
 
 def mobilenet_v2(
@@ -137,6 +154,59 @@ def mobilenet_v3(
     return _write(net, export)
 
 
+def vgg16(
+    *, width: int = 64, size: int = 224, classes: int = 1000, seed: int = 0, **export: Unpack[Export]
+) -> onnx.ModelProto:
+    """VGG-16 (Simonyan & Zisserman 2015), configuration D: 3x3 convolutions with biases, three large Gemm."""
+    return _vgg("vgg16", (2, 2, 3, 3, 3), width, size, classes, seed, export)
+
+
+def vgg19(
+    *, width: int = 64, size: int = 224, classes: int = 1000, seed: int = 0, **export: Unpack[Export]
+) -> onnx.ModelProto:
+    """VGG-19, configuration E."""
+    return _vgg("vgg19", (2, 2, 4, 4, 4), width, size, classes, seed, export)
+
+
+def googlenet(
+    *, width: float = 1.0, size: int = 224, classes: int = 1000, seed: int = 0, **export: Unpack[Export]
+) -> onnx.ModelProto:
+    """GoogleNet (Szegedy et al. 2015): nine modules of 1x1, 3x3, 5x5 and pooled branches, no auxiliary heads.
+
+    BatchNormalization in place of local response normalization, as frameworks' model collections have it.
+    """
+    net = Sketch("googlenet", size, seed)
+
+    def layer(x: str, filters: int, kernel: int = 1, stride: int = 1) -> str:
+        return net.op("Relu", net.conv(x, _scaled(filters, width), kernel, stride=stride))
+
+    x = net.max_pool(layer(INPUT, 64, 7, 2), 3, 2)
+    x = net.max_pool(layer(layer(x, 64), 192, 3), 3, 2)
+    # 1x1; 1x1 before 3x3, 3x3; 1x1 before 5x5, 5x5; 1x1 after the pool
+    stages: tuple[tuple[tuple[int, ...], ...], ...] = (
+        ((64, 96, 128, 16, 32, 32), (128, 128, 192, 32, 96, 64)),
+        (
+            (192, 96, 208, 16, 48, 64),
+            (160, 112, 224, 24, 64, 64),
+            (128, 128, 256, 24, 64, 64),
+            (112, 144, 288, 32, 64, 64),
+            (256, 160, 320, 32, 128, 128),
+        ),
+        ((256, 160, 320, 32, 128, 128), (384, 192, 384, 48, 128, 128)),
+    )
+    for number, stage in enumerate(stages):
+        if number:
+            x = net.max_pool(x, 3, 2)
+        for point, before_3x3, of_3x3, before_5x5, of_5x5, pooled in stage:
+            x = net.concat(
+                layer(x, point),
+                layer(layer(x, before_3x3), of_3x3, 3),
+                layer(layer(x, before_5x5), of_5x5, 5),
+                layer(net.max_pool(x, 3, 1), pooled),
+            )
+    return _classify(net, x, classes, export)
+
+
 def inception_like(
     *,
     width: int = 32,
@@ -170,6 +240,33 @@ def deep_chain(
     for _ in range(blocks):
         x = _basic_block(net, x, width, 1)
     return _classify(net, x, 10, export)
+
+
+def _bottlenecks(net: Sketch, width: int, depth: tuple[int, ...]) -> str:
+    x = _imagenet_stem(net, width)
+    for stage, blocks in enumerate(depth):
+        filters = width << stage
+        for block in range(blocks):
+            stride = 2 if stage and not block else 1
+            y = net.op("Relu", net.conv(x, filters))
+            y = net.op("Relu", net.conv(y, filters, 3, stride=stride))
+            x = _join(net, net.conv(y, 4 * filters, gamma=BRANCH), x, stride)
+    return x
+
+
+def _vgg(
+    name: str, depth: tuple[int, ...], width: int, size: int, classes: int, seed: int, export: Export
+) -> onnx.ModelProto:
+    net, x = Sketch(name, size, seed), INPUT
+    for stage, layers in enumerate(depth):
+        for _ in range(layers):
+            x = net.op("Relu", net.conv(x, width << min(stage, 3), 3, gamma=None))
+        x = net.op("MaxPool", x, kernel_shape=[2, 2], strides=[2, 2])
+    x = net.op("Flatten", x, channels=net.channels[x] * (size >> len(depth)) ** 2, axis=1)
+    for _ in range(2):
+        x = net.op("Relu", net.linear(x, 64 * width))
+    net.linear(x, classes, output=OUTPUT)
+    return _write(net, export)
 
 
 def _imagenet_stem(net: Sketch, filters: int) -> str:
@@ -217,6 +314,9 @@ def _write(net: Sketch, export: Export) -> onnx.ModelProto:
     if export.get("tflite", False):
         net = channels_last(fold_batch_norm(net))
         return (quantize_as_tflite(net) if export.get("fake_quant", True) else net).to_model()
+    if export.get("every_tensor", False):
+        net = fold_batch_norm(net)
+        return (quantize_every_tensor(net) if export.get("fake_quant", True) else net).to_model()
     if export.get("bn_folded", False):
         net = fold_batch_norm(net)
     if export.get("fake_quant", True):

@@ -1,13 +1,16 @@
-"""The peer: onnxruntime's own post-training quantization of the float twin."""
+"""The peers: onnxruntime's own post-training quantization of the float twin, and OpenVINO on the QAT export."""
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import onnx
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 
+from qat2int8.pipelines.benchmarking.child import Cost, measured_command
 from qat2int8.pipelines.benchmarking.sketch import Array
 
 
@@ -33,3 +36,37 @@ def quantize(source: Path, target: Path, calibration: Array) -> None:
         weight_type=QuantType.QInt8,
         per_channel=True,
     )
+
+
+_COMMAND = """
+import sys
+from pathlib import Path
+import numpy as np
+from qat2int8.pipelines.benchmarking import peer
+peer.quantize(Path(sys.argv[1]), Path(sys.argv[2]), np.load(sys.argv[3]))
+"""
+
+
+def cost_of(calibration: Array, source: Path, target: Path) -> Cost:
+    """What :func:`quantize` costs in a process of its own.
+
+    Raises:
+        CommandFailed: onnxruntime could not do it.
+    """
+    samples = target.with_suffix(".npy")
+    np.save(samples, calibration)
+    return measured_command([sys.executable, "-c", _COMMAND, str(source), str(target), str(samples)])
+
+
+def openvino_caller(path: Path, sample: Array) -> Callable[[], object]:
+    """A call that runs the model at ``path`` once in OpenVINO: one thread, floats as floats.
+
+    Raises:
+        ImportError: OpenVINO is not installed.
+        RuntimeError: it does not take the model.
+    """
+    import openvino
+
+    hints = {"INFERENCE_NUM_THREADS": 1, "PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
+    model = openvino.Core().compile_model(str(path), "CPU", hints)
+    return lambda: model([sample])

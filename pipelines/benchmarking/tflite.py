@@ -6,13 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 import numpy as np
-import onnxruntime as ort
-from onnx import TensorProto, helper
 
-from qat2int8.pipelines.benchmarking.fake_quant import images
+from qat2int8.pipelines.benchmarking.fake_quant import LEVELS, byte_grid, images, spans
 from qat2int8.pipelines.benchmarking.sketch import INPUT, Array, Node, Sketch
 
-LEVELS = 255
 PLANES = f"{INPUT}.planes"
 """The image after the Transpose that tf2onnx puts in front of a network."""
 
@@ -63,7 +60,7 @@ class _Quantizer:
         if node.op in ("Conv", "Gemm"):
             x, kernel, bias = node.inputs
             weight, summands = self.sketch.weights[kernel], self.sketch.weights[bias]
-            scale, zero = _grid(float(weight.min()), float(weight.max()))
+            scale, zero = byte_grid(float(weight.min()), float(weight.max()))
             inputs[1] = self._stored(kernel, _levels(weight, scale, zero), scale, zero)
             step = np.float32(self.steps[x] * scale)
             inputs[2] = self._stored(bias, np.rint(summands / step).astype(np.int32), step, np.int32(0))
@@ -71,9 +68,9 @@ class _Quantizer:
         output = node.output if is_last else f"{node.output}.float"
         self.twin.nodes.append(replace(node, inputs=inputs, output=output))
         if not is_last:
-            self.names[node.output] = self._on_grid(output, node.output, *_grid(*span))
+            self.names[node.output] = self._onbyte_grid(output, node.output, *byte_grid(*span))
 
-    def _on_grid(self, source: str, label: str, scale: np.float32, zero: np.uint8) -> str:
+    def _onbyte_grid(self, source: str, label: str, scale: np.float32, zero: np.uint8) -> str:
         self.steps[label] = scale
         grid = self._parameters(label, scale, zero)
         self.twin.nodes.append(Node("QuantizeLinear", [source, *grid], f"{label}.q"))
@@ -103,13 +100,6 @@ def off_centre_share(sketch: Sketch) -> float:
     return 100.0 * outside / channels
 
 
-def _grid(low: float, high: float) -> tuple[np.float32, np.uint8]:
-    """The uint8 grid of a range, as TensorFlow nudges it: 0.0 lies on a level."""
-    low, high = min(low, 0.0), max(high, 0.0)
-    scale = max(high - low, 1e-6) / LEVELS
-    return np.float32(scale), np.uint8(np.clip(round(-low / scale), 0, LEVELS))
-
-
 def _levels(array: Array, scale: np.float32, zero: np.uint8) -> Array:
     levels = np.clip(np.rint(array / scale) + int(zero), 0, LEVELS)
     return np.asarray(levels, np.uint8)
@@ -117,20 +107,7 @@ def _levels(array: Array, scale: np.float32, zero: np.uint8) -> Array:
 
 def _ranges(sketch: Sketch) -> dict[str, tuple[float, float]]:
     """Smallest and largest value of every tensor on smooth random images."""
-    probe = replace(sketch, nodes=list(sketch.nodes))
-    outputs = [node.output for node in sketch.nodes]
-    for tensor in outputs:
-        for op in ("ReduceMin", "ReduceMax"):
-            probe.nodes.append(Node(op, [tensor], f"{tensor}.{op}", {"keepdims": 0}))
-    model = probe.to_model()
-    names = [f"{tensor}.{op}" for tensor in outputs for op in ("ReduceMin", "ReduceMax")]
-    del model.graph.output[:]
-    model.graph.output.extend(helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in names)
-    options = ort.SessionOptions()
-    options.log_severity_level = 3
-    session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     batch = images(4, sketch.size)
     if sketch.channels_last:
         batch = np.ascontiguousarray(batch.transpose(0, 2, 3, 1))
-    found = iter(session.run(names, {INPUT: batch}))
-    return {tensor: (float(next(found)), float(next(found))) for tensor in outputs}
+    return spans(sketch, [node.output for node in sketch.nodes], {INPUT: batch})
