@@ -65,8 +65,11 @@ class LevelProbe:
             DataError: the inputs do not fit the models.
         """
         expected = _run(self._reference, feeds)
-        forced = {f"{FORCED}{pair.integers}": pair.fed(expected) for pair in self.pairs}
-        whole, local = _run(self._sessions[0], feeds), _run(self._sessions[1], {**feeds, **forced})
+        whole = _run(self._sessions[0], feeds)
+        forced = {
+            f"{FORCED}{pair.integers}": pair.fed(expected, _channels(whole[pair.integers])) for pair in self.pairs
+        }
+        local = _run(self._sessions[1], {**feeds, **forced})
         for pair, *counts in zip(self.pairs, *self._counts, strict=True):
             bounds = pair.bounds(expected)
             for count, actual in zip(counts, (whole, local), strict=True):
@@ -82,6 +85,10 @@ class LevelProbe:
     def local(self) -> Levels:
         """Each tensor from the source's values of those before it."""
         return Levels(tuple(count.result() for count in self._counts[1]))
+
+
+def _channels(array: Array) -> int | None:
+    return array.shape[1] if array.ndim > 1 else None
 
 
 def _run(running: ort.InferenceSession, feeds: Mapping[str, Array]) -> dict[str, Array]:

@@ -139,8 +139,13 @@ class Pair:
         bottom, top = grid.dtype.qmin - zero, grid.dtype.qmax - zero
         return np.clip(low, bottom, top), np.clip(high, bottom, top)
 
-    def fed(self, values: Mapping[str, Array]) -> Array:
-        """The source's own values as integers of the result."""
+    def fed(self, values: Mapping[str, Array], channels: int | None = None) -> Array:
+        """The source's own values as integers of the result.
+
+        Args:
+            values: as for :meth:`bounds`.
+            channels: how many the result has (axis 1), where more than the source: zeros behind the others.
+        """
         grid = self.trained.grid
         x = values.get(self.trained.tensor)
         trained = values[self.trained.integers] if x is None or x.dtype.kind != "f" else grid.quantize(x)
@@ -149,11 +154,19 @@ class Pair:
             levels = levels * (_spread(grid.scale, grid, x) / self.scale)
         limits = np.iinfo(self.dtype)
         fed: Array = np.clip(np.rint(levels) + self.zero_point, limits.min, limits.max).astype(self.dtype)
-        return fed
+        if channels is None or fed.ndim < 2 or channels <= fed.shape[1]:
+            return fed
+        widths = [(0, channels - fed.shape[1]) if axis == 1 else (0, 0) for axis in range(fed.ndim)]
+        return np.pad(fed, widths, constant_values=self.zero_point)
 
     def errors(self, bounds: tuple[Array, Array], integers: Array) -> Array:
-        """How far ``integers`` are from what the source may round to (:meth:`bounds`), in trained steps."""
+        """How far ``integers`` are from what the source may round to (:meth:`bounds`), in trained steps.
+
+        Channels (axis 1) that the source does not have are left out: they were added for the kernels.
+        """
         low, high = bounds
+        if integers.ndim > 1 and integers.ndim == low.ndim:
+            integers = integers[:, : low.shape[1]]
         levels: Array = integers.astype(np.float32) - self.zero_point
         if not self.same_grid:
             grid = self.trained.grid

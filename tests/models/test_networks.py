@@ -197,7 +197,9 @@ def test_trained_weights_are_the_integers_of_the_result(
             assert integers is not None
             found += len(integers)
             strangers = [row for row in integers.reshape(len(integers), -1) if _magnitudes(row) not in trained]
-            assert not strangers, node.name
+            # pad-channels adds filters of zeros, up to a multiple of 16.
+            assert len(strangers) < 16, node.name
+            assert not np.any(strangers), node.name
         assert found
 
 

@@ -127,6 +127,15 @@ def test_integers_of_the_source_are_taken_where_there_are_no_floats() -> None:
     assert one.fed({"tq": np.asarray([10, 12], np.uint8)}).tolist() == [10, 12]
 
 
+def test_channels_that_the_source_does_not_have_are_fed_zeros_and_not_compared() -> None:
+    one = pair(QuantParams.make(1.0, 0, INT8), 1.0, 128)
+    values = {"t": np.asarray([[[1.0], [2.0]]], np.float32)}
+    assert one.fed(values, 3).tolist() == [[[129], [130], [128]]]
+    assert one.fed(values, 2).tolist() == one.fed(values).tolist() == [[[129], [130]]]
+    integers = np.asarray([[[129], [131], [7]]], np.uint8)
+    assert one.errors(one.bounds(values), integers).tolist() == [[[0], [1]]]
+
+
 def test_what_is_fed_are_the_levels_of_the_source() -> None:
     moved = pair(QuantParams.make(0.5, 0, INT8), 0.5, 128)
     assert moved.fed({"t": np.asarray([-1.0, 0.26, 1000.0], np.float32)}).tolist() == [126, 129, 255]
