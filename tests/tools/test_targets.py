@@ -32,7 +32,7 @@ def test_one_is_shown_with_its_fields_and_ops() -> None:
     assert rows["Add"] == ["residual", "-", "no"]
     ort = " ".join(invoke("ort-x86").stdout.split())
     assert "Gemm compute Relu, Clip yes" in ort
-    assert "optimize-int8, stem-space-to-depth" in ort
+    assert "optimize-int8, pad-channels" in ort
 
 
 def test_the_document_holds_what_the_file_says() -> None:
