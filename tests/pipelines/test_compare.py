@@ -132,6 +132,8 @@ def test_a_sound_conversion_is_off_by_ties_only_where_training_had_a_grid(
     first = found.layers[0].errors("local")
     assert found.layers[0].op_type == "Conv"
     assert sum(first.off_by) == first.off_by[0] == 2 * 2 * 4 * 8 * 8
+    # Beside the floats in front of the fake quant it would be 40 dB, half a step everywhere.
+    assert first.sqnr_db > 50.0
     assert all(layer.errors("local").sqnr_db > 20.0 for layer in found.layers)
     assert all(layer.errors("local").off_by[3] == 0 for layer in found.layers if layer.integer)
 
@@ -204,13 +206,17 @@ def test_with_the_record_names_do_not_matter(deep: tuple[Path, dict[str, Path]],
     proto = onnx.load(forms["qoperator"])
     (entry,) = (entry for entry in proto.metadata_props if entry.key == TENSORS_KEY)
     record = json.loads(entry.value)
-    renamed = {name: f"t{number}" for number, name in enumerate(record)}
+    written = (name for node in proto.graph.node for name in node.output)
+    levels = [name for name in written if name.endswith(("_quantized", "_clipped"))]
+    renamed = {name: f"t{number}" for number, name in enumerate(levels)}
     for node in proto.graph.node:
         for names in (node.input, node.output):
             names[:] = [renamed.get(name, name) for name in names]
     entry.value = json.dumps({renamed[name]: source_name for name, source_name in record.items()})
     del proto.graph.value_info[:]
-    assert matched(source, forms["qoperator"]) == matched(source, write(tmp_path, "renamed", proto))
+    traced = {pair for pair in matched(source, forms["qoperator"]) if pair[1] in record.values()}
+    assert len(traced) > 20
+    assert traced <= set(matched(source, write(tmp_path, "renamed", proto)))
 
 
 OTHERS = """g (float[N,4] x) => (float[N,4] y) <
