@@ -18,7 +18,7 @@ from support import REPOSITORY
 pytestmark = pytest.mark.slow
 
 FOLDERS = ("ir", "passes", "pipelines", "tools")
-SHIPPED = (".py", ".yaml", ".onnx", ".npz", ".typed")
+SHIPPED = (".py", ".yaml", ".onnx", ".npz", ".typed", ".j2", ".css")
 PACKAGES = [part for folder in FOLDERS for part in ("-p", f"qat2int8.{folder}")]
 
 
