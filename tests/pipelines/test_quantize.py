@@ -225,7 +225,8 @@ def test_post_training_has_the_passes_of_qat_to_int8() -> None:
         *("float-data-movement", "gather-weight-scales", "gather-output-scales", "gather-input-scales"),
         *("remove-fake-quant", "dequantize-weights", "recover-weight-grids", "centre-weights"),
         "quantize-embeddings",
-        *("narrow-wide-grids", "read-paddle-fake-quant", "fold-channel-steps"),
+        *("narrow-wide-grids", "read-paddle-fake-quant", "fold-channel-steps", "keep-first-grids"),
+        "release-weights",
     }
     """What is of no use without fake quant."""
     trained = {one.name for one in flatten(load_pipeline("qat-to-int8").passes)}
