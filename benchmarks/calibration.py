@@ -27,9 +27,10 @@ from qat2int8 import Calibrator, quantize
 from qat2int8.pipelines.benchmarking import networks, peer
 from qat2int8.pipelines.benchmarking.fake_quant import images
 from qat2int8.pipelines.benchmarking.sketch import INPUT, Array
-from qat2int8.pipelines.benchmarking.stopwatch import caller, interleave, session, speedup
+from qat2int8.pipelines.benchmarking.stopwatch import caller, interleave, speedup
 from qat2int8.pipelines.calibration import ALGORITHMS, parse_algorithm
 from qat2int8.pipelines.calibration.statistics import Statistics
+from qat2int8.pipelines.sessions import session
 
 OURS, PEER = "qat2int8", "onnxruntime"
 METHODS = {"minmax": CalibrationMethod.MinMax, "entropy": CalibrationMethod.Entropy}
@@ -48,7 +49,8 @@ class Samples:
 
     def __init__(self, count: int, model: Path | None) -> None:
         self._stored, self._count = images(min(count, 100), 224, seed=3), count
-        self._session = None if model is None else session(model, threads=0)
+        # Threads that spin on after a run would take the processors from what takes turns with it.
+        self._session = None if model is None else session(model, yielding=True)
         if self._session is not None:
             self._session.run(None, {INPUT: self._stored[:1]})
         self.plain = 0.0
