@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import itertools
 import json
+import math
 import os
 import tempfile
 from collections import Counter
@@ -162,22 +163,12 @@ class Conversion:
             UnsupportedModel: onnxruntime refuses one of the models.
             DataError: no input could be made up that the models accept, or the source has been changed or deleted.
         """
-        original, pairs = self._original(), pairs_of(self.model)
         data = self._ranges.data if self._ranges is not None else None
         if data is not None:
             with contextlib.suppress(DataError):  # an iterator can be gone through once only
                 batches = (batch.inputs for batch in itertools.islice(data, _FIDELITY_SAMPLES))
-                return compare(
-                    original,
-                    self._file(),
-                    batches,
-                    data=data.name,
-                    seconds=_FIDELITY_SECONDS,
-                    target=self.target,
-                    pairs=pairs,
-                )
-        inputs = synthetic_inputs(self.model, _FIDELITY_SAMPLES)
-        return compare(original, self._file(), inputs, seconds=_FIDELITY_SECONDS, target=self.target, pairs=pairs)
+                return self._compared(batches, data.name, _FIDELITY_SECONDS)
+        return self._compared(synthetic_inputs(self.model, _FIDELITY_SAMPLES), "synthetic", _FIDELITY_SECONDS)
 
     def fidelity_on(self, batches: Iterable[Feeds], name: str = "data") -> Fidelity:
         """The same on inputs of the caller: dicts of arrays by input name.
@@ -186,8 +177,17 @@ class Conversion:
             UnsupportedModel: onnxruntime refuses one of the models.
             DataError: an input does not fit, there is none, or the source has been changed or deleted.
         """
+        return self._compared(batches, name, math.inf)
+
+    def _compared(self, batches: Iterable[Feeds], name: str, seconds: float) -> Fidelity:
         return compare(
-            self._original(), self._file(), batches, data=name, target=self.target, pairs=pairs_of(self.model)
+            self._original(),
+            self._file(),
+            batches,
+            data=name,
+            seconds=seconds,
+            target=self.target,
+            pairs=pairs_of(self.model),
         )
 
     def _original(self) -> ModelFile:

@@ -149,7 +149,7 @@ class Explanation:
             if layer_of(node) is not None:
                 record = next(records)
             elif self.origin is not None and self._could_be_integer(node):
-                record = NodeRecord(_name(node), node.op_type, 0, bool(self._kernel(node)))
+                record = NodeRecord(_name(node), node.op_type, 0, bool(self.kernel(node)))
             else:
                 continue
             if not record.integer:
@@ -175,7 +175,7 @@ class Explanation:
         names = {tensor.tensor for tensor in tensors}
         told = (*self.diagnostics, *self.certificate.broken_rules)
         about = tuple(found for found in told if found.node == name or found.value in names - {""})
-        kernel = self._kernel(node)
+        kernel = self.kernel(node)
         chain = () if kernel or node.op_type in _BOUNDARY else tuple(self._chain(node))
         return NodeExplanation(name, node.op_type, bool(kernel), kernel, about, tensors, chain)
 
@@ -187,8 +187,8 @@ class Explanation:
     def _could_be_integer(self, node: oir.Node) -> bool:
         return kernel_of(self.model, node, self.target) is not None or _name(node) in self._reasons
 
-    def _kernel(self, node: oir.Node) -> str:
-        """The integer kernel ``node`` became; empty when it runs in float."""
+    def kernel(self, node: oir.Node) -> str:
+        """The integer kernel ``node`` of :attr:`model` became; empty when it runs in float."""
         if node.op_type in _BOUNDARY:
             return ""
         kernel = self.certificate.kernel_of(node)
@@ -352,7 +352,7 @@ class Explanation:
 
     def _fate(self, node: oir.Node) -> str:
         """One sentence on a node that computes a tensor without a grid."""
-        if self._kernel(node):
+        if self.kernel(node):
             return "runs in integers and ends in float"
         if _name(node) in self._reasons or kernel_of(self.model, node, self.target) is not None:
             return self._why(node)[1]

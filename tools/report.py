@@ -73,6 +73,7 @@ def _measured(
     from qat2int8.pipelines.evaluation.compare import compare_layers
     from qat2int8.pipelines.evaluation.evaluate import evaluate
     from qat2int8.pipelines.evaluation.metrics import metric_factory
+    from qat2int8.pipelines.evaluation.read_reference import ReadReference
     from qat2int8.tools.feeding import Source, named_models
 
     factory = metric_factory(metric)
@@ -86,7 +87,8 @@ def _measured(
     }
     if reference is not None:
         few = Source.open(models, data, batch_size, samples=samples).batches
-        comparison = compare_layers(reference, model, few)
+        readable = ReadReference.open(reference)
+        comparison = compare_layers(readable, model, few)
         worst = [layer.name for layer in comparison.worst_first()[:_HISTOGRAMS]]
-        measured |= {"comparison": comparison, "values": activations(reference, model, few, worst)}
+        measured |= {"comparison": comparison, "values": activations(readable, model, few, worst)}
     return measured

@@ -47,7 +47,10 @@ class Activation:
 
 
 def activations(
-    reference: Path, candidate: Path, batches: Iterable[Batch], layers: Collection[str] | None = None
+    reference: Path | ReadReference,
+    candidate: Path,
+    batches: Iterable[Batch],
+    layers: Collection[str] | None = None,
 ) -> tuple[Activation, ...]:
     """Count the values of the reference's tensors that are on integers in ``candidate``, in graph order.
 
@@ -61,7 +64,7 @@ def activations(
         InvalidModel: a file is not a valid model.
         DataError: the inputs do not fit, or there are no samples.
     """
-    source = ReadReference.open(reference)
+    source = reference if isinstance(reference, ReadReference) else ReadReference.open(reference)
     found = [
         layer
         for layer in match_layers(source, load_model(candidate)).layers

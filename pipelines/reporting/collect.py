@@ -259,7 +259,7 @@ def _drawings(explanation: Explanation, original: Model | None) -> list[Drawing]
     in_float = {record.node: group.reason for group in explanation.left_float for record in group.nodes}
 
     def kind(node: oir.Node) -> Kind:
-        if explanation.node(node.name or "").integer:
+        if explanation.kernel(node):
             return "integer"
         return "movement" if node.op_type in _MOVEMENT else "float"
 
