@@ -22,7 +22,6 @@ from qat2int8.ir import (
     Diagnostic,
     InvalidModel,
     Model,
-    PipelineError,
     QuantDType,
     QuantParams,
     Severity,
@@ -34,6 +33,7 @@ from qat2int8.passes.kernels import kernel_of
 from qat2int8.passes.qdq_step import reader_of
 from qat2int8.passes.qoperators import QOperator, qoperator_of
 from qat2int8.pipelines.certificate import Certificate, NodeRecord, certify, layer_of
+from qat2int8.pipelines.made_with import target_of
 from qat2int8.pipelines.target_files import DEFAULT_TARGET, load_target
 
 __all__ = ["Cause", "Explanation", "FloatGroup", "NodeExplanation", "Origin", "TensorGrid", "explain"]
@@ -371,7 +371,8 @@ def explain(path: str | os.PathLike[str]) -> Explanation:
     for node in model.graph.all_nodes():
         node.name = _name(node)
     origin, diagnostics = _recorded(model, path)
-    target = _target(origin)
+    # A target file of one's own is not in the model, so the default stands in for it.
+    target = target_of(model) or load_target(DEFAULT_TARGET)
     return Explanation(model, path, origin, target, diagnostics, certify(model, path, target))
 
 
@@ -398,14 +399,6 @@ def _finding(entry: dict[str, str]) -> Diagnostic:
         raise TypeError("a finding holds strings only")
     rest = {key: text for key, text in entry.items() if key not in ("code", "severity")}
     return Diagnostic(Code(entry["code"]), Severity(entry["severity"]), **rest)
-
-
-def _target(origin: Origin | None) -> Target:
-    """The target by its name; that of a file of one's own is not in the model, so the default stands in for it."""
-    try:
-        return load_target(origin.target if origin is not None else DEFAULT_TARGET)
-    except PipelineError:
-        return load_target(DEFAULT_TARGET)
 
 
 def _name(node: oir.Node) -> str:

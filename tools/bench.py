@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from qat2int8.pipelines.figures import as_bytes, as_milliseconds, as_rate
 from qat2int8.tools.console import Debug, Json, Quiet, Report, Verbose
-from qat2int8.tools.figures import as_bytes, as_milliseconds, as_rate
 
 if TYPE_CHECKING:
     from qat2int8.pipelines.benchmarking.history import Change

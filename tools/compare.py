@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from qat2int8.pipelines.figures import as_percent
 from qat2int8.tools.console import Debug, Json, Quiet, Report, Verbose
 from qat2int8.tools.feeding import Source, named_models, print_failures, progress
-from qat2int8.tools.figures import as_percent
 
 if TYPE_CHECKING:
     from qat2int8.pipelines.evaluation.compare import Comparison, LayerComparison, View

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from qat2int8.pipelines.figures import as_bytes, as_count, as_percent
 from qat2int8.tools.console import Debug, Json, Quiet, Report, Verbose
 from qat2int8.tools.evidence import report_certificate
-from qat2int8.tools.figures import as_bytes, as_count, as_percent
 from qat2int8.tools.options import (
     BatchSize,
     Calibrating,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 from itertools import islice
 from pathlib import Path
@@ -10,9 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from qat2int8.pipelines.figures import as_decimal, as_milliseconds, as_rate
 from qat2int8.tools.console import Debug, Json, Quiet, Report, Verbose
 from qat2int8.tools.feeding import Source, named_models, print_failures, progress
-from qat2int8.tools.figures import as_milliseconds, as_rate
 
 if TYPE_CHECKING:
     from qat2int8.pipelines.data import Batch
@@ -239,10 +238,7 @@ def _show_profile(report: Report, name: str, times: Sequence[OpTime]) -> None:
 
 
 def _figure(value: float | None, digits: int = 2, *, signed: bool = False) -> str:
-    if value is None or math.isnan(value):
-        return "-"
-    rounded = round(value, digits) + 0.0  # no "-0.00"
-    return f"{rounded:+.{digits}f}" if signed else f"{rounded:.{digits}f}"
+    return as_decimal(value, digits, signed=signed, none="-")
 
 
 def _so_far(figures: dict[str, dict[str, float]]) -> str:

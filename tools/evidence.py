@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from qat2int8.tools.figures import as_count, as_percent
+from qat2int8.pipelines.figures import as_count, as_percent
 
 if TYPE_CHECKING:
     from qat2int8.pipelines.certificate import Certificate

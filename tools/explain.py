@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from qat2int8.pipelines.figures import as_count
 from qat2int8.tools.console import Debug, Json, Quiet, Report, Verbose
 from qat2int8.tools.evidence import report_certificate
-from qat2int8.tools.figures import as_count
 
 if TYPE_CHECKING:
     from qat2int8.pipelines.explanation import Explanation, NodeExplanation

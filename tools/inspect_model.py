@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from qat2int8.pipelines.figures import as_bytes, as_count
 from qat2int8.tools.console import Debug, Json, Quiet, Report, Verbose
-from qat2int8.tools.figures import as_bytes, as_count
 
 if TYPE_CHECKING:
     from qat2int8.pipelines.inspection import Form, Inspection, Tensor

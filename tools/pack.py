@@ -10,8 +10,8 @@ from typing import Annotated
 
 import typer
 
+from qat2int8.pipelines.figures import as_bytes
 from qat2int8.tools.console import Debug, Json, Quiet, Report, Verbose
-from qat2int8.tools.figures import as_bytes
 
 __all__ = ["pack"]
 

@@ -7,8 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
+from qat2int8.pipelines.figures import as_bytes
 from qat2int8.tools.console import Debug, Json, Quiet, Report, Verbose
-from qat2int8.tools.figures import as_bytes
 
 __all__ = ["report"]
 

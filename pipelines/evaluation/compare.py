@@ -18,9 +18,9 @@ from qat2int8.pipelines.evaluation.counterpart import Counterpart
 from qat2int8.pipelines.evaluation.errors import Errors, ErrorSums
 from qat2int8.pipelines.evaluation.failure import Failure
 from qat2int8.pipelines.evaluation.layer_match import Matching, match_layers
-from qat2int8.pipelines.evaluation.made_with import target_of
 from qat2int8.pipelines.evaluation.read_reference import ReadReference
 from qat2int8.pipelines.instrument import FORCED, Instrumented
+from qat2int8.pipelines.made_with import target_of
 from qat2int8.pipelines.sessions import ModelFile, deployed_session, reference_session, run_session, session
 
 __all__ = ["Comparison", "LayerComparison", "View", "compare_layers"]

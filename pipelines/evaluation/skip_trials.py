@@ -14,8 +14,8 @@ from qat2int8.ir.io import load_model
 from qat2int8.passes.insert_quantize_dequantize import InsertQuantizeDequantize
 from qat2int8.pipelines.convert import Conversion, convert
 from qat2int8.pipelines.data import Batch
-from qat2int8.pipelines.evaluation.made_with import pipeline_of, target_of
 from qat2int8.pipelines.fidelity import compare
+from qat2int8.pipelines.made_with import pipeline_of, target_of
 from qat2int8.pipelines.sessions import Feeds, ModelFile
 from qat2int8.pipelines.spec import PipelineSpec, flatten
 from qat2int8.pipelines.target_files import DEFAULT_TARGET, load_target

@@ -9,6 +9,7 @@ from typing import Any
 
 from qat2int8.ir import DataError
 from qat2int8.pipelines.evaluation.evaluate import Evaluation
+from qat2int8.pipelines.figures import as_decimal
 
 __all__ = ["MaxDrop", "Verdict"]
 
@@ -27,10 +28,10 @@ class Verdict:
 
     def __str__(self) -> str:
         word = "PASSED" if self.passed else "FAILED"
-        change = round(-self.drop, 2) + 0.0  # no "-0.00"
+        change = as_decimal(-self.drop, signed=True, none="+nan")
         return (
             f"{word}       {self.model}: {self.figure} {self.value:.2f} against {self.reference:.2f}, "
-            f"{change:+.2f} points; a drop of {self.limit:.2f} is allowed"
+            f"{change} points; a drop of {self.limit:.2f} is allowed"
         )
 
     def as_dict(self) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from qat2int8.pipelines.evaluation.activations import Activation
 from qat2int8.pipelines.evaluation.compare import Comparison
 from qat2int8.pipelines.evaluation.evaluate import Evaluation, ModelScore
 from qat2int8.pipelines.explanation import Explanation, explain
+from qat2int8.pipelines.figures import as_decimal, as_percent
 from qat2int8.pipelines.reporting.document import (
     Accuracy,
     Card,
@@ -211,8 +212,7 @@ def _cards(
     cards = [
         Card(
             label="Integer multiply-accumulates" if executed else "Multiply-accumulates between quantizers",
-            # Never rounded up to all of them.
-            value=f"{int(10 * share) / 10:.1f} %",
+            value=as_percent(share),
             hint=f"{sum(record.integer for record in certificate.compute)} of {len(certificate.compute)} layers",
             tone="doubtful" if certificate.float_compute else "good",
         )
@@ -223,7 +223,7 @@ def _cards(
             Card(
                 label=figure,
                 value="–" if value is None else f"{value:.2f}",
-                hint=f"{round(accuracy[-1].difference, 2) + 0.0:+.2f} against {accuracy[0].model}",
+                hint=f"{as_decimal(accuracy[-1].difference, signed=True)} against {accuracy[0].model}",
                 tone="good" if accuracy[-1].difference > -0.5 else "doubtful",
             )
         )

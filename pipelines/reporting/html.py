@@ -5,10 +5,12 @@ from __future__ import annotations
 import importlib.resources
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import jinja2
 
+from qat2int8.pipelines.figures import as_bytes, as_decimal
 from qat2int8.pipelines.reporting.document import (
     Drawing,
     Histogram,
@@ -35,7 +37,8 @@ def as_html(document: ReportDocument) -> str:
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters.update(number=_number, count=_count, bytes=_bytes, signed=_signed)
+    signed = partial(as_decimal, signed=True)
+    environment.filters.update(number=as_decimal, signed=signed, count=_count, bytes=as_bytes)
     template = environment.from_string((folder / "report.html.j2").read_text(encoding="utf-8"))
     return template.render(
         document=document,
@@ -49,24 +52,12 @@ def as_html(document: ReportDocument) -> str:
     )
 
 
-def _number(value: float | None, digits: int = 2) -> str:
-    return "–" if value is None or math.isnan(value) else f"{round(value, digits) + 0.0:.{digits}f}"
-
-
-def _signed(value: float | None, digits: int = 2) -> str:
-    return "–" if value is None or math.isnan(value) else f"{round(value, digits) + 0.0:+.{digits}f}"
-
-
 def _count(number: float) -> str:
     for unit in ("", " k", " M", " G"):
         if number < 999.5:
             return f"{number:.3g}{unit}"
         number /= 1000
     return f"{number:.3g} T"
-
-
-def _bytes(number: float) -> str:
-    return f"{_count(number)}{'' if number >= 999.5 else ' '}B"
 
 
 def _strip(layers: Sequence[Layer]) -> list[dict[str, Any]]:

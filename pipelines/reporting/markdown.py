@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from qat2int8.pipelines.figures import as_decimal
 from qat2int8.pipelines.reporting.document import ReportDocument, worst_first
 
 __all__ = ["as_markdown"]
@@ -21,8 +22,8 @@ def as_markdown(document: ReportDocument) -> str:
             (
                 row.model,
                 str(row.samples),
-                *(_figure(row.figures.get(figure)) for figure in figures),
-                _figure(row.difference, signed=True) if index else "",
+                *(as_decimal(row.figures.get(figure)) for figure in figures),
+                as_decimal(row.difference, signed=True) if index else "",
             )
             for index, row in enumerate(document.accuracy)
         ]
@@ -32,17 +33,17 @@ def as_markdown(document: ReportDocument) -> str:
             (
                 row.model,
                 str(row.threads or "auto"),
-                _figure(row.samples_per_second, 1),
-                _figure(row.median_ms),
-                _figure(row.p99_ms),
-                f"{_figure(row.ratio)}x",
+                as_decimal(row.samples_per_second, 1),
+                as_decimal(row.median_ms),
+                as_decimal(row.p99_ms),
+                f"{as_decimal(row.ratio)}x",
             )
             for row in document.speed
         ]
         parts += ["## Speed", _table(("model", "threads", "samples/s", "ms a batch", "99 %", "speed"), rows)]
     if document.layer_errors:
         rows = [
-            (one.name, one.op_type, _figure(one.sqnr_db, 1), _figure(one.cosine, 5), _figure(one.max_error, 4))
+            (one.name, one.op_type, *map(as_decimal, (one.sqnr_db, one.cosine, one.max_error), (1, 5, 4)))
             for one in worst_first(document.layer_errors)[:_WORST]
         ]
         head = ("layer", "op", "SQNR, dB", "cosine", "largest")
@@ -61,13 +62,6 @@ def as_markdown(document: ReportDocument) -> str:
     flags = ", ".join(machine["flags"]) or "no VNNI"
     parts += ["## Environment", f"{machine['processor']} ({flags}); {versions}."]
     return "\n\n".join(parts) + "\n"
-
-
-def _figure(value: float | None, digits: int = 2, *, signed: bool = False) -> str:
-    if value is None:
-        return "–"
-    rounded = round(value, digits) + 0.0  # no "-0.00"
-    return f"{rounded:+.{digits}f}" if signed else f"{rounded:.{digits}f}"
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]], *, numbers: bool = True) -> str:

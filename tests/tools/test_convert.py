@@ -233,7 +233,7 @@ def test_inputs_that_cannot_be_made_up_are_no_failure(tmp_path: Path) -> None:
 
 
 def test_a_share_is_not_rounded_up_to_all() -> None:
-    from qat2int8.tools.figures import as_percent
+    from qat2int8.pipelines.figures import as_percent
 
     assert as_percent(100.0) == "100.0 %"
     assert as_percent(99.99) == "99.9 %"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-__all__ = ["as_bytes", "as_count", "as_milliseconds", "as_percent", "as_rate"]
+__all__ = ["as_bytes", "as_count", "as_decimal", "as_milliseconds", "as_percent", "as_rate"]
 
 
 def as_bytes(count: float) -> str:
@@ -28,6 +28,14 @@ def as_count(number: float) -> str:
 def as_percent(share: float) -> str:
     """Never rounded up to all: 100 % is a claim."""
     return f"{math.floor(10 * share) / 10:.1f} %"
+
+
+def as_decimal(value: float | None, digits: int = 2, *, signed: bool = False, none: str = "–") -> str:
+    """So many digits behind the point, never "-0.00"; ``none`` for None and NaN."""
+    if value is None or math.isnan(value):
+        return none
+    rounded = round(value, digits) + 0.0  # turns -0.0 into 0.0
+    return f"{rounded:+.{digits}f}" if signed else f"{rounded:.{digits}f}"
 
 
 def as_milliseconds(milliseconds: float) -> str:
