@@ -38,18 +38,18 @@ class Report:
     def __init__(self, *, json: bool = False, quiet: bool = False, verbose: bool = False) -> None:
         self.as_json = json
         self.verbose = verbose
-        self._silent = quiet or json
+        self.silent = quiet or json
 
     def line(self, text: str = "") -> None:
         """One line of text, as it is."""
-        if not self._silent:
+        if not self.silent:
             sys.stdout.write(f"{text}\n")
 
     def table(
         self, headers: Sequence[str], rows: Iterable[Sequence[object]], *, right: Sequence[int] = ()
     ) -> None:
         """A table; the columns at the indices ``right`` are numbers, the last column takes what room is left."""
-        if self._silent:
+        if self.silent:
             return
         from rich import box
         from rich.console import Console
@@ -74,7 +74,7 @@ class Report:
 
         With ``--verbose`` everything is there in full.
         """
-        if self._silent:
+        if self.silent:
             return
         width = max(shutil.get_terminal_size().columns, 40)
         indent = min(indent, width // 4)

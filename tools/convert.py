@@ -23,6 +23,7 @@ from qat2int8.tools.options import (
     Output,
     QuantizeOps,
     ReluEncoding,
+    ReportFile,
     RequireInt8,
     Samples,
     SkipNode,
@@ -31,6 +32,7 @@ from qat2int8.tools.options import (
     Verify,
     names_of,
 )
+from qat2int8.tools.page import Page
 from qat2int8.tools.progress import progress
 
 if TYPE_CHECKING:
@@ -82,6 +84,7 @@ def convert(
     verify: Verify = "checker",
     require_int8: RequireInt8 = None,
     fidelity: FidelityFlag = True,
+    report_file: ReportFile = None,
     json: Json = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
@@ -101,6 +104,9 @@ def convert(
     if fp32_out is not None:
         check_output_path(fp32_out, source=model)
         _check_apart(fp32_out, output)
+    page = Page(report_file, data or None, batch_size=batch_size) if report_file is not None else None
+    if page is not None:
+        page.check(model, output, fp32_out)
     with progress(quiet or json) as shown:
         conversion = convert_model(
             model,
@@ -128,7 +134,8 @@ def convert(
         if in_float is not None and fp32_out is not None:
             in_float.save(fp32_out)
         conversion.save(output)
-    deliver(report, conversion, compared, model, output, time.perf_counter() - started, require_int8, fp32_out)
+    seconds = time.perf_counter() - started
+    deliver(report, conversion, compared, model, output, seconds, require_int8, fp32_out, page)
 
 
 def deliver(
@@ -140,8 +147,12 @@ def deliver(
     seconds: float,
     require_int8: float | None,
     fp32_out: Path | None = None,
+    page: Page | None = None,
 ) -> None:
     """Tell everything about a conversion that has been written to ``output``.
+
+    Args:
+        page: the report to write on it.
 
     Raises:
         typer.Exit: with 1, when less than ``require_int8`` percent is integer.
@@ -158,6 +169,7 @@ def deliver(
             "source": str(source),
             "output": str(output),
             "fp32_output": str(fp32_out) if fp32_out is not None else None,
+            "report": str(page.file) if page is not None else None,
             "target": conversion.target.name,
             "pipeline": str(conversion.pipeline),
             "calibration": None
@@ -185,6 +197,10 @@ def deliver(
         report.line(f"             {fp32_out}, the float model")
     report_float(report, conversion)
     report.findings(_not_told(conversion))
+    if page is not None:
+        report.line()
+        document, _ = page.write(output, source, silent=report.silent)
+        page.tell(report, document)
     if not met:
         sys.stderr.write(
             f"requirement not met: {as_percent(percent)} of multiply-accumulates are integer, "

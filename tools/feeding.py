@@ -6,6 +6,8 @@ import contextlib
 import math
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -46,7 +48,7 @@ class Source:
     def open(
         cls,
         models: dict[str, Path],
-        data: str | None,
+        data: str | dict[str, Any] | None,
         batch_size: int,
         labels: str | None = None,
         samples: int | None = None,
@@ -54,7 +56,7 @@ class Source:
         """The data as the first model wants it, after checking that the others want the same.
 
         Args:
-            data: what was given as ``--data``; None for made-up inputs without end.
+            data: what was given as ``--data``, or its options; None for made-up inputs without end.
             labels: the data's labels, or an output that is the accuracy.
             samples: how many to read at most; None reads all.
         """
@@ -84,10 +86,23 @@ class Source:
         in_graph = labels if labels in outputs else None
         return cls(dataset, dataset.name, dataset.count, dataset.batch_size, in_graph)
 
+    def first(self, samples: int) -> Iterable[Batch]:
+        """So many samples, rounded up to whole batches; they can be gone through again and again."""
+        return _First(self.batches, math.ceil(samples / self._size))
+
     def batches_in(self, iterations: int) -> int | None:
         """How many batches a run takes, None if that is not known."""
         there = None if self.count is None else math.ceil(self.count / self._size)
         return min(there or iterations, iterations) if iterations else there
+
+
+@dataclass(frozen=True)
+class _First:
+    batches: Iterable[Batch]
+    count: int
+
+    def __iter__(self) -> Iterator[Batch]:
+        return islice(self.batches, self.count)
 
 
 def _signature(specs: Sequence[Any]) -> list[tuple[str, str, int | None]]:

@@ -17,6 +17,7 @@ __all__ = [
     "Output",
     "QuantizeOps",
     "ReluEncoding",
+    "ReportFile",
     "RequireInt8",
     "Samples",
     "SkipNode",
@@ -76,6 +77,15 @@ FidelityFlag = Annotated[
     bool,
     typer.Option(
         "--fidelity/--no-fidelity", help="Compare the result with its source, on data or inputs made up."
+    ),
+]
+ReportFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--report",
+        metavar="FILE",
+        help="Also write a report on the result: .html, .md or .json; measured on --data.",
+        show_default=False,
     ),
 ]
 

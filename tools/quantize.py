@@ -19,6 +19,7 @@ from qat2int8.tools.options import (
     OnMissingScale,
     QuantizeOps,
     ReluEncoding,
+    ReportFile,
     RequireInt8,
     Samples,
     SkipNode,
@@ -27,6 +28,7 @@ from qat2int8.tools.options import (
     Verify,
     names_of,
 )
+from qat2int8.tools.page import Page
 from qat2int8.tools.progress import progress
 
 if TYPE_CHECKING:
@@ -97,6 +99,7 @@ def quantize(
     verify: Verify = "checker",
     require_int8: RequireInt8 = None,
     fidelity: FidelityFlag = True,
+    report_file: ReportFile = None,
     json: Json = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
@@ -144,6 +147,10 @@ def quantize(
     settings = settings.model_copy(update={k: v for k, v in given.items() if k in said or config is None})
     source, written = settings.files()
     check_output_path(written, source=source)
+    page = None
+    if report_file is not None:
+        page = Page(report_file, settings.data, batch_size=settings.batch_size)
+        page.check(source, written, None if settings.table is None else Path(settings.table), config)
     with progress(quiet or json) as shown:
         known, why_not = _known_ranges(settings, source)
         if why_not:
@@ -162,7 +169,8 @@ def quantize(
         conversion.save(written)
     if why_not and conversion.calibration is not None and settings.table is not None:
         write_table(conversion.calibration, settings.table)
-    deliver(report, conversion, compared, source, written, time.perf_counter() - started, settings.require_int8)
+    seconds = time.perf_counter() - started
+    deliver(report, conversion, compared, source, written, seconds, settings.require_int8, page=page)
 
 
 def _is_said(context: typer.Context, name: str) -> bool:

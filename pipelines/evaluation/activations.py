@@ -34,7 +34,8 @@ class Activation:
         tensor: its name in the reference.
         lo, hi: the smallest and the largest value.
         counts: values in bins of one width from ``lo`` to ``hi``.
-        grid_lo, grid_hi: the ends of its grid in the converted model; what lies beyond saturates.
+        grid_lo, grid_hi: the ends of its grid in the converted model.
+        saturated: how many values lie beyond them by more than rounding.
     """
 
     layer: str
@@ -44,6 +45,7 @@ class Activation:
     counts: tuple[int, ...]
     grid_lo: float
     grid_hi: float
+    saturated: int
 
 
 def activations(
@@ -77,6 +79,7 @@ def activations(
     names = [output.name for output in session.get_outputs()]
     ends = {layer.reference: (math.inf, -math.inf) for layer in wanted}
     counts = {layer.reference: np.zeros(_BINS, np.int64) for layer in wanted}
+    saturated = dict.fromkeys(counts, 0)
     for counting in (False, True):
         seen = 0
         for batch in batches:
@@ -86,8 +89,8 @@ def activations(
                 values = _finite(layer, tensors[layer.reference])
                 lo, hi = ends[layer.reference]
                 if counting:
-                    span = lo, max(hi, float(np.nextafter(lo, np.inf)))
-                    counts[layer.reference] += np.histogram(values, _BINS, span)[0]
+                    counts[layer.reference] += _counted(values, lo, hi)
+                    saturated[layer.reference] += _beyond(values, layer)
                 elif values.size:
                     ends[layer.reference] = min(lo, float(values.min())), max(hi, float(values.max()))
         if not seen:
@@ -99,6 +102,7 @@ def activations(
             *ends[layer.reference],
             tuple(counts[layer.reference].tolist()),
             *_grid_ends(layer),
+            saturated[layer.reference],
         )
         for layer in wanted
         if math.isfinite(ends[layer.reference][0])
@@ -109,6 +113,19 @@ def _finite(layer: Counterpart, tensor: npt.NDArray[Any]) -> npt.NDArray[np.floa
     """Its values as real numbers; where the reference computes on integers, what its levels mean."""
     real = tensor if tensor.dtype.kind == "f" or layer.grid is None else layer.grid.dequantize(tensor)
     return real[np.isfinite(real)].astype(np.float64)
+
+
+def _counted(values: npt.NDArray[np.float64], lo: float, hi: float) -> npt.NDArray[np.int64]:
+    """In bins of one width; where the values are all but one, no bins fit between them and the first holds all."""
+    if hi - lo <= 1e-9 * max(abs(lo), abs(hi)):
+        return np.bincount([0], [values.size], _BINS).astype(np.int64)
+    return np.histogram(values, _BINS, (lo, hi))[0]
+
+
+def _beyond(values: npt.NDArray[np.float64], layer: Counterpart) -> int:
+    assert layer.pair is not None
+    (low, high), half = _grid_ends(layer), layer.pair.scale / 2
+    return int(((values < low - half) | (values > high + half)).sum())
 
 
 def _grid_ends(layer: Counterpart) -> tuple[float, float]:

@@ -15,6 +15,7 @@ from qat2int8.pipelines.environment import environment
 from qat2int8.pipelines.evaluation.activations import Activation
 from qat2int8.pipelines.evaluation.compare import Comparison
 from qat2int8.pipelines.evaluation.evaluate import Evaluation, ModelScore
+from qat2int8.pipelines.evaluation.failure import Failure
 from qat2int8.pipelines.explanation import Explanation, explain
 from qat2int8.pipelines.figures import as_decimal, as_percent
 from qat2int8.pipelines.reporting.document import (
@@ -44,6 +45,9 @@ _MOVEMENT = frozenset(
 )
 """Compute nothing: that they move floats is no loss by itself."""
 
+_FAILURES = 3
+"""Batches that went wrong, told of one by one."""
+
 
 def collect(
     model: Path,
@@ -53,6 +57,7 @@ def collect(
     data: str = "",
     comparison: Comparison | None = None,
     values: Sequence[Activation] = (),
+    notes: Sequence[str] = (),
 ) -> ReportDocument:
     """Gather a report on the model file ``model``.
 
@@ -62,6 +67,7 @@ def collect(
         data: what all of this was measured on.
         comparison: each layer's error against the reference, if it was measured.
         values: what values activations take, with the ends of their grids.
+        notes: what a reader has to know about how all of this was measured.
 
     Raises:
         InvalidModel: a file is no valid model.
@@ -73,6 +79,7 @@ def collect(
     speed = _speeds(evaluation)
     accuracy = _accuracies(evaluation)
     errors = _errors(comparison)
+    failures = [*(evaluation.failures if evaluation else ()), *(comparison.failures if comparison else ())]
     machine = environment()
     return ReportDocument(
         title=f"{model.stem}: INT8 report",
@@ -83,6 +90,7 @@ def collect(
         accuracy=accuracy,
         speed=speed,
         data=data,
+        notes=(*notes, *_failed(failures)),
         layers=layers,
         layer_errors=errors,
         histograms=tuple(_histogram(one) for one in values),
@@ -100,6 +108,13 @@ def collect(
         pipeline=_pipeline(explanation),
         environment=machine.as_dict(),
     )
+
+
+def _failed(failures: Sequence[Failure]) -> list[str]:
+    """The first few; what is measured lacks them."""
+    told = [f"left out: {failure}" for failure in failures[:_FAILURES]]
+    more = len(failures) - len(told)
+    return [*told, f"left out: {more} more batches"] if more else told
 
 
 def _facts(path: Path, model: Model) -> ModelFacts:

@@ -160,6 +160,7 @@ class ReportDocument(_Part):
     accuracy: tuple[Accuracy, ...] = ()
     speed: tuple[Speed, ...] = ()
     data: str = ""
+    notes: tuple[str, ...] = ()
     layers: tuple[Layer, ...]
     layer_errors: tuple[LayerError, ...] = ()
     histograms: tuple[Histogram, ...] = ()

@@ -53,6 +53,19 @@ def test_every_value_is_counted_between_the_ends(files: tuple[Path, Path]) -> No
     assert first.counts == tuple(np.histogram(values, len(first.counts), (first.lo, first.hi))[0].tolist())
 
 
+def test_values_that_are_all_the_same_are_one_bar(files: tuple[Path, Path]) -> None:
+    first, _ = activations(*files, [Batch({"x": np.full((3, 4), 1.5, np.float32)}, None, 0)])
+    assert first.lo == first.hi == pytest.approx(1.5)
+    assert first.counts[0] == sum(first.counts) == 12
+
+
+def test_what_lies_beyond_the_grid_by_more_than_rounding_is_counted(files: tuple[Path, Path]) -> None:
+    values = np.array([[5.05, 5.1, 5.15, 6.0], [-3.0, 0.0, 1.0, 2.0]], np.float32)
+    first, _ = activations(*files, [Batch({"x": values}, None, 0)])
+    assert first.grid_hi == pytest.approx(5.1)
+    assert first.saturated == 2
+
+
 def test_the_grid_ends_are_those_of_the_converted_model(files: tuple[Path, Path]) -> None:
     first, second = activations(*files, batches(2))
     assert (first.grid_lo, first.grid_hi) == pytest.approx((0.0, 255 * 0.02))

@@ -158,6 +158,7 @@ def test_json(source: Path, tmp_path: Path) -> None:
         "source",
         "output",
         "fp32_output",
+        "report",
         "calibration",
         "target",
         "pipeline",
@@ -469,3 +470,47 @@ def test_broken_rules_of_the_target_are_told_and_counted(tmp_path: Path) -> None
     assert result.exit_code == 0, result.output
     assert "its rules are broken in 6 places" in result.stdout
     assert "Q306 warning: its zero point is not 0" in result.stdout
+
+
+# -- a report on the result --------------------------------------------------------------------------------------
+
+
+def test_a_report_on_data_says_how_the_result_does_beside_its_source(source: Path, tmp_path: Path) -> None:
+    np.savez(tmp_path / "data.npz", images(12, 16))
+    words = ("--data", tmp_path / "data.npz", "--batch-size", 4, "--report", tmp_path / "report.json")
+    result = invoke(source, tmp_path, *words)
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert result.stdout.splitlines()[-1].startswith("report ")
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert (report["reference"]["name"], report["model"]["name"]) == ("model.onnx", "int8.onnx")
+    assert [row["model"] for row in report["speed"]] == ["model", "int8"]
+    assert report["accuracy"] == []  # nobody said what the answers should be
+    assert {error["name"] for error in report["layer_errors"]} >= {layer["name"] for layer in report["layers"]}
+    assert report["histograms"]
+
+
+def test_a_report_without_data_has_what_the_files_say(source: Path, tmp_path: Path) -> None:
+    result = invoke(source, tmp_path, "--report", tmp_path / "report.html", "--json")
+    assert json.loads(result.stdout)["report"] == str(tmp_path / "report.html")
+    text = (tmp_path / "report.html").read_text()
+    assert "As it came" in text
+    assert "Activations" not in text
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("report.pdf", "cannot be written as '.pdf'"),
+        ("nowhere/report.html", "nowhere"),
+        ("int8.html", "the report would replace a file of this command"),
+    ],
+)
+def test_a_report_that_cannot_be_written_is_refused_first(
+    source: Path, tmp_path: Path, name: str, reason: str
+) -> None:
+    words = ("convert", str(source), "-o", str(tmp_path / "int8.html"), "--report", str(tmp_path / name))
+    result = CliRunner().invoke(app, words)
+    assert (result.exit_code, result.stdout) == (2, "")
+    (line,) = result.stderr.splitlines()
+    assert reason in line
+    assert list(tmp_path.iterdir()) == []

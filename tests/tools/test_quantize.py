@@ -200,3 +200,21 @@ def test_ctrl_c_keeps_what_was_seen(place: Path) -> None:
     assert "Traceback" not in error
     assert "samples are kept in table.json.part" in error
     assert read_table(place / "table.json.part").samples >= 3
+
+
+def test_a_report_on_the_result_is_measured_on_the_data(place: Path) -> None:
+    text = done(*QUANTIZE, "--data", "data.npz", "--report", "report.md")
+    assert text.splitlines()[-1].startswith("report       report.md, ")
+    report = (place / "report.md").read_text()
+    assert "| model | 12 |" in report
+    assert "| int8 | 12 |" in report
+    assert "## The layers with the largest error" in report
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"), [("report.txt", "'.txt'"), ("ranges.json", "would replace a file of this command")]
+)
+def test_a_report_that_cannot_be_written_is_refused_first(place: Path, name: str, reason: str) -> None:
+    table = ("--data", "data.npz", "--table", "ranges.json")
+    assert reason in refused(*QUANTIZE, *table, "--report", name)
+    assert {path.name for path in place.iterdir()} == {"model.onnx", "data.npz"}

@@ -9,10 +9,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from support import REPOSITORY
+from support import REPOSITORY, parse
 from typer.testing import CliRunner, Result
 
 from qat2int8 import convert
+from qat2int8.ir.io import save_model
 from qat2int8.tools.cli import app
 
 SOURCE = REPOSITORY / "tools" / "demo_data" / "resnet_trt_qat.onnx"
@@ -60,11 +61,50 @@ def test_as_json_it_prints_the_document(folder: Path) -> None:
     assert json.loads((folder / "report.json").read_text())["layers"]
 
 
+def test_data_without_labels_are_not_judged(folder: Path) -> None:
+    np.savez(folder / "plain.npz", image=np.zeros((4, 1, 28, 28), np.float32))
+    words = ("--reference", str(SOURCE), "--data", str(folder / "plain.npz"))
+    report = json.loads(written(folder, "plain.json", *words).read_text())
+    assert (report["accuracy"], report["notes"]) == ([], [])
+    assert len(report["speed"]) == 2
+
+
+def test_samples_that_fail_are_told_of_and_the_rest_is_reported(folder: Path) -> None:
+    labels = np.array([3, 3, 3, 99])
+    np.savez(folder / "bad.npz", image=np.zeros((4, 1, 28, 28), np.float32), labels=labels)
+    result = invoke(str(folder / "int8.onnx"), "-o", str(folder / "bad.json"), "--data", str(folder / "bad.npz"))
+    assert result.exit_code == 2
+    assert result.stderr.startswith("error: int8: sample 3: ")
+    report = json.loads((folder / "bad.json").read_text())
+    assert report["accuracy"][0]["samples"] == 3
+    assert report["notes"][0].startswith("left out: int8: sample 3: ")
+
+
+def test_a_reference_that_the_runtime_does_not_load_is_read_first(folder: Path) -> None:
+    quant = 'qonnx.custom_op.general.Quant <signed = 1, narrow = 1, rounding_mode = "ROUND">'
+    text = f"""<ir_version: 8, opset_import: ["" : 17, "qonnx.custom_op.general" : 2]>
+        g (float[N,4] x) => (float[N,4] y) <float s = {{0.05}}, float z = {{0}}, float b = {{8}},
+            float[4,4] w = {{1, 0, 0, 0, 0, 1, 0, 0, 0, 0, 1, 0, 0, 0, 0, 1}}> {{
+            q = {quant} (x, s, z, b)  v = {quant} (w, s, z, b)
+            [m] t = MatMul (q, v)
+            y = {quant} (t, s, z, b) }}"""
+    save_model(parse(text), folder / "qonnx.onnx")
+    convert(folder / "qonnx.onnx").save(folder / "read.onnx")
+    np.savez(folder / "rows.npz", x=np.ones((6, 4), np.float32))
+    words = ("--reference", str(folder / "qonnx.onnx"), "--data", str(folder / "rows.npz"))
+    result = invoke(str(folder / "read.onnx"), "-o", str(folder / "read.json"), *words)
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert "note: onnxruntime does not run qonnx as it is" in result.stdout
+    report = json.loads((folder / "read.json").read_text())
+    assert [row["model"] for row in report["speed"]] == ["qonnx", "read"]
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
         (("int8.onnx", "-o", "report.pdf"), "cannot be written as '.pdf'"),
         (("int8.onnx", "-o", "nowhere/report.html"), "nowhere"),
+        (("int8.html", "-o", "int8.html"), "would replace a file of this command"),
         (("missing.onnx", "-o", "report.html"), "missing.onnx"),
         (("int8.onnx", "-o", "report.html", "--reference", "missing.onnx"), "missing.onnx"),
         (("int8.onnx", "-o", "report.html", "--data", "missing.npz"), "missing.npz"),

@@ -28,7 +28,7 @@ from qat2int8.pipelines.reporting.write import write_report
 
 SOURCE = REPOSITORY / "tools" / "demo_data" / "resnet_trt_qat.onnx"
 ERRORS = {"first": 41.5, "<worst> & last": 12.25, "exact": math.inf}
-VALUES = Activation("first", "relu_1", 0.0, 8.0, (900, 90, 9, 0, 1), 0.0, 4.0)
+VALUES = Activation("first", "relu_1", 0.0, 8.0, (900, 90, 9, 0, 1), 0.0, 4.0, 7)
 
 
 def comparison() -> Comparison:
