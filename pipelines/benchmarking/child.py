@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -46,8 +49,30 @@ def measured_command(words: Sequence[str]) -> Cost:
         CommandFailed: it ended with an error; what it said last is the message.
     """
     command = [sys.executable, "-S", "-c", _LAUNCHER, *words]
-    done = json.loads(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout)
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True) as launcher:
+        try:
+            said, _ = launcher.communicate()
+        except BaseException:
+            _end(launcher)
+            raise
+    done = json.loads(said)
     if done["code"]:
-        said = done["said"].strip().splitlines()
-        raise CommandFailed(said[-1].removeprefix("error: ") if said else f"exit code {done['code']}")
+        raise CommandFailed(_reason(done["code"], done["said"].strip().splitlines()))
     return Cost(done["seconds"], done["peak"])
+
+
+def _end(launcher: subprocess.Popen[str]) -> None:
+    """End the launcher and the command, which would go on without it."""
+    if sys.platform == "win32":
+        launcher.kill()
+    else:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(launcher.pid, signal.SIGKILL)
+
+
+def _reason(code: int, said: Sequence[str]) -> str:
+    """What a command said last; one that was killed says nothing of it."""
+    if code < 0:
+        name = signal.Signals(-code).name
+        return f"ended by {name}" + (", as the system does when memory runs out" if name == "SIGKILL" else "")
+    return said[-1].removeprefix("error: ") if said else f"exit code {code}"

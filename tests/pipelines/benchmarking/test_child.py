@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
+import threading
+import time
+from pathlib import Path
 
 import pytest
 
@@ -25,3 +30,41 @@ def test_what_a_failing_command_said_last_is_told() -> None:
         measured_command([sys.executable, "-S", "-c", "import sys; sys.exit('first\\nerror: too bad')"])
     with pytest.raises(CommandFailed, match="exit code 3"):
         measured_command([sys.executable, "-S", "-c", "import sys; sys.exit(3)"])
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
+def test_a_command_that_was_killed_says_by_what() -> None:
+    with pytest.raises(CommandFailed, match=r"^ended by SIGKILL, as the system does when memory runs out$"):
+        measured_command([sys.executable, "-S", "-c", "import os; os.kill(os.getpid(), 9)"])
+    with pytest.raises(CommandFailed, match=r"^ended by SIGTERM$"):
+        measured_command([sys.executable, "-S", "-c", "import os; os.kill(os.getpid(), 15)"])
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
+def test_nothing_goes_on_when_it_is_interrupted(tmp_path: Path) -> None:
+    file = tmp_path / "process"
+    script = f"import os, pathlib, time; pathlib.Path({str(file)!r}).write_text(str(os.getpid())); time.sleep(600)"
+
+    def interrupt() -> None:
+        while not file.exists() or not file.read_text():
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=interrupt).start()
+    with pytest.raises(KeyboardInterrupt):
+        measured_command([sys.executable, "-S", "-c", script])
+    process = int(file.read_text())
+    for _ in range(1000):
+        if not _runs(process):
+            return
+        time.sleep(0.01)
+    raise AssertionError(f"{process} still runs")
+
+
+def _runs(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    stat = Path(f"/proc/{process}/stat")
+    return not stat.exists() or stat.read_text().rpartition(")")[2].split()[0] != "Z"
