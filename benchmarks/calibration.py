@@ -38,7 +38,10 @@ DIGITS = {"lenet_trt_fp32": 255.0, "mnist8_fp32": 1.0, "resnet_trt_fp32": 255.0}
 """What the pixels of MNIST are divided by for each model."""
 CALIBRATED = 500
 """Test images that are calibrated on; the others are counted."""
-SPEED = {"resnet50": networks.resnet50, "mobilenet_v2": networks.mobilenet_v2}
+SPEED: dict[str, Callable[..., onnx.ModelProto]] = {
+    "resnet50": networks.resnet50,
+    "mobilenet_v2": networks.mobilenet_v2,
+}
 
 
 class Samples:

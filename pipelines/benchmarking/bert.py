@@ -6,17 +6,17 @@ an Add whose first operand is the bias; with fake quant its weight lies [out, in
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
 import onnx
-import onnxruntime as ort
 from onnx import TensorProto, helper
 
 from qat2int8.pipelines.benchmarking.every_tensor import append, origin
-from qat2int8.pipelines.benchmarking.fake_quant import pair, spans, weight_steps
+from qat2int8.pipelines.benchmarking.fake_quant import observe, pair, spans, weight_steps
 from qat2int8.pipelines.benchmarking.sketch import OUTPUT, Node, Sketch
 
 TOKENS = "token_ids"
@@ -119,24 +119,12 @@ class _Encoder(Sketch):
         self.weights[name] = np.array(dims, np.int64)
         return name
 
-    def to_model(self) -> onnx.ModelProto:
+    def to_model(self, fed: Collection[str] = ()) -> onnx.ModelProto:
         """The network as ONNX."""
-        nodes = [
-            helper.make_node(node.op, node.inputs, [node.output], name=f"{node.op}_{index}", **node.attributes)
-            for index, node in enumerate(self.nodes)
-        ]
-        shape = [self.batch, self.dims.sequence]
-        graph = helper.make_graph(
-            nodes,
-            self.name,
-            [helper.make_tensor_value_info(TOKENS, TensorProto.INT64, shape)],
-            [helper.make_tensor_value_info(OUTPUT, TensorProto.FLOAT, [self.batch, self.dims.classes])],
-            self.initializers(),
-        )
-        opset = 17 if self.decomposed else 20
-        return helper.make_model(
-            graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8 if self.decomposed else 9
-        )
+        inputs = [helper.make_tensor_value_info(TOKENS, TensorProto.INT64, [self.batch, self.dims.sequence])]
+        outputs = [helper.make_tensor_value_info(OUTPUT, TensorProto.FLOAT, [self.batch, self.dims.classes])]
+        opset, ir_version = (17, 8) if self.decomposed else (20, 9)
+        return self.written(inputs, outputs, fed, opset=opset, ir_version=ir_version)
 
 
 def bert(
@@ -158,11 +146,32 @@ def bert(
         products: fake quant on both operands of the two products of each attention as well.
         every_tensor: instead, uint8 fake quant behind linear layers, products and what they read.
     """
+    net = drawn(size, decomposed=decomposed, dynamic=dynamic, seed=seed)
+    return net.write(fake_quant=fake_quant, products=products, every_tensor=every_tensor)
+
+
+def drawn(size: Size = BASE, *, decomposed: bool = True, dynamic: bool = False, seed: int = 0) -> Drawn:
+    """The encoder of :func:`bert`, to be written in several forms."""
     net = _Encoder("bert", 0, seed, dims=size, decomposed=decomposed, batch="N" if dynamic else 1)
     net.encode()
-    if not fake_quant:
-        return net.to_model()
-    return (_quantize_every_tensor(net) if every_tensor else _fake_quantize(net, products=products)).to_model()
+    return Drawn(net)
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """An encoder with weights, not written yet."""
+
+    net: _Encoder
+
+    def write(
+        self, *, fake_quant: bool = True, products: bool = False, every_tensor: bool = False
+    ) -> onnx.ModelProto:
+        """The encoder in one form, as :func:`bert` says."""
+        if not fake_quant:
+            return self.net.to_model()
+        if every_tensor:
+            return _quantize_every_tensor(self.net).to_model()
+        return _fake_quantize(self.net, products=products).to_model()
 
 
 def _fake_quantize(net: _Encoder, *, products: bool) -> _Encoder:
@@ -224,10 +233,5 @@ def _weight(twin: _Encoder, net: _Encoder, node: Node) -> str:
 
 def _largest(net: _Encoder, tensors: list[str]) -> dict[str, float]:
     """The largest magnitude of each tensor on a few random sequences."""
-    model = replace(net, batch="N").to_model()
-    model.graph.output.extend(helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in tensors)
-    options = ort.SessionOptions()
-    options.log_severity_level = 3
-    session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    found = session.run(tensors, {TOKENS: tokens(2, net.dims)})
-    return {name: float(np.abs(array).max()) for name, array in zip(tensors, found, strict=True)}
+    found = observe(replace(net, batch="N"), tensors, {TOKENS: tokens(2, net.dims)})
+    return {name: float(np.abs(array).max()) for name, array in found.items()}

@@ -15,6 +15,8 @@ from qat2int8.pipelines.benchmarking.sketch import INPUT, Array, Node, Sketch
 QUANTIZED_OPS = ("Conv", "Gemm")
 LEVELS = 255
 """Steps of a uint8 grid."""
+_LARGE = 1 << 20
+"""Bytes from which on a weight is not copied."""
 
 
 @dataclass(frozen=True)
@@ -44,20 +46,9 @@ def measure(sketch: Sketch) -> Statistics:
     for tensor in ranged:
         probe.nodes.append(Node("Abs", [tensor], f"{tensor}.abs"))
         probe.nodes.append(Node("ReduceMax", [f"{tensor}.abs"], f"{tensor}.amax", {"keepdims": 0}))
-    model = probe.to_model()
-    for name in [f"{x}.{part}" for x in normed for part in ("mean", "var")] + [f"{x}.amax" for x in ranged]:
-        model.graph.output.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, None))
-    options = ort.SessionOptions()
-    options.log_severity_level = 3
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    found = dict(
-        zip(
-            (output.name for output in session.get_outputs()),
-            session.run(None, {INPUT: images(enough_images(sketch.size), sketch.size)}),
-            strict=True,
-        )
-    )
+    names = [f"{x}.{part}" for x in normed for part in ("mean", "var")] + [f"{x}.amax" for x in ranged]
+    feeds = {INPUT: images(enough_images(sketch.size), sketch.size)}
+    found = observe(probe, names, feeds, optimized=False)
     moments = {x: (found[f"{x}.mean"].ravel(), found[f"{x}.var"].ravel()) for x in normed}
     return Statistics(moments, {x: float(found[f"{x}.amax"]) for x in ranged})
 
@@ -146,15 +137,28 @@ def spans(sketch: Sketch, tensors: Sequence[str], feeds: Mapping[str, Array]) ->
     for tensor in tensors:
         for op in ("ReduceMin", "ReduceMax"):
             probe.nodes.append(Node(op, [tensor], f"{tensor}.{op}", {"keepdims": 0}))
-    model = probe.to_model()
     names = [f"{tensor}.{op}" for tensor in tensors for op in ("ReduceMin", "ReduceMax")]
+    found = iter(observe(probe, names, feeds).values())
+    return {tensor: (float(next(found)), float(next(found))) for tensor in tensors}
+
+
+def observe(
+    sketch: Sketch, tensors: Sequence[str], feeds: Mapping[str, Array], *, optimized: bool = True
+) -> dict[str, Array]:
+    """The values of ``tensors``, which no node needs to read, on ``feeds``.
+
+    Large weights are fed too, so that nobody copies them: into a model, into bytes, into a session.
+    """
+    large = {name: array for name, array in sketch.weights.items() if array.nbytes >= _LARGE}
+    model = sketch.to_model(large)
     del model.graph.output[:]
-    model.graph.output.extend(helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in names)
+    model.graph.output.extend(helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in tensors)
     options = ort.SessionOptions()
     options.log_severity_level = 3
+    if not optimized:
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    found = iter(session.run(names, dict(feeds)))
-    return {tensor: (float(next(found)), float(next(found))) for tensor in tensors}
+    return dict(zip(tensors, session.run(tensors, {**feeds, **large}), strict=True))
 
 
 def _by_batch(sketch: Sketch) -> Iterator[Node]:

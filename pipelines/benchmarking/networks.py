@@ -6,54 +6,28 @@ smooth random images. The float twin of a fake-quant network has the same weight
 
 from __future__ import annotations
 
-from typing import TypedDict, Unpack
-
-import onnx
-
-from qat2int8.pipelines.benchmarking.every_tensor import quantize_every_tensor
-from qat2int8.pipelines.benchmarking.fake_quant import fake_quantize, fold_batch_norm, measure, settle
+from qat2int8.pipelines.benchmarking.builder import Builder
 from qat2int8.pipelines.benchmarking.sketch import INPUT, OUTPUT, Sketch
-from qat2int8.pipelines.benchmarking.tflite import channels_last, quantize_as_tflite
 
 BRANCH = 0.3
 """Gamma at the end of a residual branch. Trained networks have it small; at 1 a deep random one is chaotic."""
 
 
-class Export(TypedDict, total=False):
-    """How a network is written.
-
-    ``fake_quant`` (default true): Q/DQ pairs on the inputs and weights of Conv and Gemm.
-    ``bn_folded`` (default false): biases in the Conv nodes in place of BatchNormalization.
-    ``shared_quantizers`` (default false): consumers of one tensor read one Q/DQ pair, not one each.
-    ``tflite`` (default false): channels last, BatchNormalization folded, and what fake quant there is in the
-    style of TensorFlow Lite.
-    ``every_tensor`` (default false): BatchNormalization folded, and what fake quant there is behind every operator
-    in uint8, in the style of PyTorch.
-    """
-
-    fake_quant: bool
-    bn_folded: bool
-    shared_quantizers: bool
-    tflite: bool
-    every_tensor: bool
-
-
-def resnet50(
-    *, width: int = 64, size: int = 224, classes: int = 1000, seed: int = 0, **export: Unpack[Export]
-) -> onnx.ModelProto:
+@Builder
+def resnet50(*, width: int = 64, size: int = 224, classes: int = 1000, seed: int = 0) -> Sketch:
     """ResNet-50 v1.5 (He et al. 2016): bottlenecks, stride in the 3x3 convolution."""
     net = Sketch("resnet50", size, seed)
-    return _classify(net, _bottlenecks(net, width, (3, 4, 6, 3)), classes, export)
+    return _classify(net, _bottlenecks(net, width, (3, 4, 6, 3)), classes)
 
 
-def resnet101(
-    *, width: int = 64, size: int = 224, classes: int = 1000, seed: int = 0, **export: Unpack[Export]
-) -> onnx.ModelProto:
+@Builder
+def resnet101(*, width: int = 64, size: int = 224, classes: int = 1000, seed: int = 0) -> Sketch:
     """ResNet-101 v1.5: :func:`resnet50` with 23 blocks in the third stage."""
     net = Sketch("resnet101", size, seed)
-    return _classify(net, _bottlenecks(net, width, (3, 4, 23, 3)), classes, export)
+    return _classify(net, _bottlenecks(net, width, (3, 4, 23, 3)), classes)
 
 
+@Builder
 def resnet18(
     *,
     width: int = 64,
@@ -62,25 +36,24 @@ def resnet18(
     classes: int = 1000,
     small_stem: bool = False,
     seed: int = 0,
-    **export: Unpack[Export],
-) -> onnx.ModelProto:
+) -> Sketch:
     """ResNet of basic blocks, ``depth`` per stage; ``small_stem`` is one 3x3 convolution, for small images."""
     net = Sketch("resnet18", size, seed)
     x = net.op("Relu", net.conv(INPUT, width, 3)) if small_stem else _imagenet_stem(net, width)
     for stage, blocks in enumerate(depth):
         for block in range(blocks):
             x = _basic_block(net, x, width << stage, 2 if stage and not block else 1)
-    return _classify(net, x, classes, export)
+    return _classify(net, x, classes)
 
 
-def tiny_resnet(*, seed: int = 0, **export: Unpack[Export]) -> onnx.ModelProto:
+@Builder
+def tiny_resnet(*, seed: int = 0) -> Sketch:
     """Two basic blocks on 16x16 images, one with a projection; under 50 kB."""
-    return resnet18(width=8, depth=(1, 1), size=16, classes=10, small_stem=True, seed=seed, **export)
+    return resnet18.sketch(width=8, depth=(1, 1), size=16, classes=10, small_stem=True, seed=seed)
 
 
-def mobilenet_v1(
-    *, width: float = 1.0, size: int = 224, classes: int = 1000, seed: int = 0, **export: Unpack[Export]
-) -> onnx.ModelProto:
+@Builder
+def mobilenet_v1(*, width: float = 1.0, size: int = 224, classes: int = 1000, seed: int = 0) -> Sketch:
     """MobileNet-V1 (Howard et al. 2017): depthwise 3x3 and 1x1 convolutions in turn, each with Relu."""
     net = Sketch("mobilenet_v1", size, seed)
     x = net.op("Relu", net.conv(INPUT, _scaled(32, width), 3, stride=2))
@@ -88,12 +61,11 @@ def mobilenet_v1(
     for filters, stride in rows:
         x = net.op("Relu", net.conv(x, net.channels[x], 3, stride=stride, group=net.channels[x]))
         x = net.op("Relu", net.conv(x, _scaled(filters, width)))
-    return _classify(net, x, classes, export)
+    return _classify(net, x, classes)
 
 
-def mobilenet_v2(
-    *, width: float = 1.0, size: int = 224, classes: int = 1000, seed: int = 0, **export: Unpack[Export]
-) -> onnx.ModelProto:
+@Builder
+def mobilenet_v2(*, width: float = 1.0, size: int = 224, classes: int = 1000, seed: int = 0) -> Sketch:
     """MobileNet-V2 (Sandler et al. 2018): inverted residuals with Relu6, linear bottlenecks."""
     net = Sketch("mobilenet_v2", size, seed)
     x = _relu6(net, net.conv(INPUT, _scaled(32, width), 3, stride=2))
@@ -116,12 +88,11 @@ def mobilenet_v2(
             residual = stride == 1 and _scaled(filters, width) == inputs
             y = net.conv(y, _scaled(filters, width), gamma=BRANCH if residual else 1.0)
             x = net.op("Add", x, y) if residual else y
-    return _classify(net, _relu6(net, net.conv(x, _scaled(1280, max(width, 1.0)))), classes, export)
+    return _classify(net, _relu6(net, net.conv(x, _scaled(1280, max(width, 1.0)))), classes)
 
 
-def mobilenet_v3(
-    *, width: float = 1.0, size: int = 224, classes: int = 1000, seed: int = 0, **export: Unpack[Export]
-) -> onnx.ModelProto:
+@Builder
+def mobilenet_v3(*, width: float = 1.0, size: int = 224, classes: int = 1000, seed: int = 0) -> Sketch:
     """MobileNet-V3 small (Howard et al. 2019): HardSwish and squeeze-and-excitation."""
     net = Sketch("mobilenet_v3_small", size, seed)
     x = net.op("HardSwish", net.conv(INPUT, _scaled(16, width), 3, stride=2))
@@ -151,26 +122,23 @@ def mobilenet_v3(
     x = net.op("HardSwish", net.conv(x, _scaled(576, width)))
     x = net.op("HardSwish", net.linear(net.flat_mean(x), _scaled(1024, width)))
     net.linear(x, classes, output=OUTPUT)
-    return _write(net, export)
+    return net
 
 
-def vgg16(
-    *, width: int = 64, size: int = 224, classes: int = 1000, seed: int = 0, **export: Unpack[Export]
-) -> onnx.ModelProto:
+@Builder
+def vgg16(*, width: int = 64, size: int = 224, classes: int = 1000, seed: int = 0) -> Sketch:
     """VGG-16 (Simonyan & Zisserman 2015), configuration D: 3x3 convolutions with biases, three large Gemm."""
-    return _vgg("vgg16", (2, 2, 3, 3, 3), width, size, classes, seed, export)
+    return _vgg("vgg16", (2, 2, 3, 3, 3), width, size, classes, seed)
 
 
-def vgg19(
-    *, width: int = 64, size: int = 224, classes: int = 1000, seed: int = 0, **export: Unpack[Export]
-) -> onnx.ModelProto:
+@Builder
+def vgg19(*, width: int = 64, size: int = 224, classes: int = 1000, seed: int = 0) -> Sketch:
     """VGG-19, configuration E."""
-    return _vgg("vgg19", (2, 2, 4, 4, 4), width, size, classes, seed, export)
+    return _vgg("vgg19", (2, 2, 4, 4, 4), width, size, classes, seed)
 
 
-def googlenet(
-    *, width: float = 1.0, size: int = 224, classes: int = 1000, seed: int = 0, **export: Unpack[Export]
-) -> onnx.ModelProto:
+@Builder
+def googlenet(*, width: float = 1.0, size: int = 224, classes: int = 1000, seed: int = 0) -> Sketch:
     """GoogleNet (Szegedy et al. 2015): nine modules of 1x1, 3x3, 5x5 and pooled branches, no auxiliary heads.
 
     BatchNormalization in place of local response normalization, as frameworks' model collections have it.
@@ -204,9 +172,10 @@ def googlenet(
                 layer(layer(x, before_5x5), of_5x5, 5),
                 layer(net.max_pool(x, 3, 1), pooled),
             )
-    return _classify(net, x, classes, export)
+    return _classify(net, x, classes)
 
 
+@Builder
 def inception_like(
     *,
     width: int = 32,
@@ -214,8 +183,7 @@ def inception_like(
     size: int = 64,
     classes: int = 100,
     seed: int = 0,
-    **export: Unpack[Export],
-) -> onnx.ModelProto:
+) -> Sketch:
     """Modules of four branches (1x1, two 3x3, AveragePool, MaxPool) joined by Concat, pooled in between."""
     net = Sketch("inception_like", size, seed)
     x = net.op("Relu", net.conv(INPUT, width, 3, stride=2))
@@ -228,18 +196,17 @@ def inception_like(
         deep = net.op("Relu", net.conv(deep, width, 3))
         mean = net.op("Relu", net.conv(net.average_pool(x, 3, 1), width))
         x = net.concat(point, deep, mean, net.max_pool(x, 3, 1))
-    return _classify(net, x, classes, export)
+    return _classify(net, x, classes)
 
 
-def deep_chain(
-    blocks: int, *, width: int = 4, size: int = 8, seed: int = 0, **export: Unpack[Export]
-) -> onnx.ModelProto:
+@Builder
+def deep_chain(blocks: int, *, width: int = 4, size: int = 8, seed: int = 0) -> Sketch:
     """Basic blocks on tiny tensors, 15 nodes each with fake quant: 33 make 500 nodes, 333 make 5,000."""
     net = Sketch("deep_chain", size, seed)
     x = net.op("Relu", net.conv(INPUT, width, 3))
     for _ in range(blocks):
         x = _basic_block(net, x, width, 1)
-    return _classify(net, x, 10, export)
+    return _classify(net, x, 10)
 
 
 def _bottlenecks(net: Sketch, width: int, depth: tuple[int, ...]) -> str:
@@ -254,9 +221,7 @@ def _bottlenecks(net: Sketch, width: int, depth: tuple[int, ...]) -> str:
     return x
 
 
-def _vgg(
-    name: str, depth: tuple[int, ...], width: int, size: int, classes: int, seed: int, export: Export
-) -> onnx.ModelProto:
+def _vgg(name: str, depth: tuple[int, ...], width: int, size: int, classes: int, seed: int) -> Sketch:
     net, x = Sketch(name, size, seed), INPUT
     for stage, layers in enumerate(depth):
         for _ in range(layers):
@@ -266,7 +231,7 @@ def _vgg(
     for _ in range(2):
         x = net.op("Relu", net.linear(x, 64 * width))
     net.linear(x, classes, output=OUTPUT)
-    return _write(net, export)
+    return net
 
 
 def _imagenet_stem(net: Sketch, filters: int) -> str:
@@ -303,22 +268,6 @@ def _scaled(channels: int, width: float) -> int:
     return rounded if rounded >= 0.9 * channels * width else rounded + 8
 
 
-def _classify(net: Sketch, x: str, classes: int, export: Export) -> onnx.ModelProto:
+def _classify(net: Sketch, x: str, classes: int) -> Sketch:
     net.linear(net.flat_mean(x), classes, output=OUTPUT)
-    return _write(net, export)
-
-
-def _write(net: Sketch, export: Export) -> onnx.ModelProto:
-    statistics = measure(net)
-    net = settle(net, statistics)
-    if export.get("tflite", False):
-        net = channels_last(fold_batch_norm(net))
-        return (quantize_as_tflite(net) if export.get("fake_quant", True) else net).to_model()
-    if export.get("every_tensor", False):
-        net = fold_batch_norm(net)
-        return (quantize_every_tensor(net) if export.get("fake_quant", True) else net).to_model()
-    if export.get("bn_folded", False):
-        net = fold_batch_norm(net)
-    if export.get("fake_quant", True):
-        net = fake_quantize(net, statistics, shared_quantizers=export.get("shared_quantizers", False))
-    return net.to_model()
+    return net

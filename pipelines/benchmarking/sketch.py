@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -126,23 +127,47 @@ class Sketch:
     def _pool(self, op: str, x: str, kernel: int, stride: int) -> str:
         return self.op(op, x, kernel_shape=[kernel] * 2, strides=[stride] * 2, pads=[(kernel - 1) // 2] * 4)
 
-    def initializers(self) -> list[onnx.TensorProto]:
-        """The weights as ONNX."""
-        return [numpy_helper.from_array(array, name) for name, array in self.weights.items()]
+    def to_model(self, fed: Collection[str] = ()) -> onnx.ModelProto:
+        """The network as ONNX, from ``image`` [N, 3, size, size] to ``logits`` [N, classes].
 
-    def to_model(self) -> onnx.ModelProto:
-        """The network as ONNX, from ``image`` [N, 3, size, size] to ``logits`` [N, classes]."""
+        The weights called ``fed`` become inputs: a session need not be handed them inside of the model.
+        """
         side: list[str | int | None] = [self.size, self.size]
         shape = ["N", *side, 3] if self.channels_last else ["N", 3, *side]
+        inputs = [helper.make_tensor_value_info(INPUT, TensorProto.FLOAT, shape)]
+        outputs = [helper.make_tensor_value_info(OUTPUT, TensorProto.FLOAT, ["N", self.channels[OUTPUT]])]
+        return self.written(inputs, outputs, fed, opset=OPSET, ir_version=IR_VERSION)
+
+    def written(
+        self,
+        inputs: list[onnx.ValueInfoProto],
+        outputs: list[onnx.ValueInfoProto],
+        fed: Collection[str],
+        *,
+        opset: int,
+        ir_version: int,
+    ) -> onnx.ModelProto:
+        """The nodes and the weights between ``inputs`` and ``outputs``."""
         nodes = [
             helper.make_node(node.op, node.inputs, [node.output], name=f"{node.op}_{index}", **node.attributes)
             for index, node in enumerate(self.nodes)
         ]
-        graph = helper.make_graph(
-            nodes,
-            self.name,
-            [helper.make_tensor_value_info(INPUT, TensorProto.FLOAT, shape)],
-            [helper.make_tensor_value_info(OUTPUT, TensorProto.FLOAT, ["N", self.channels[OUTPUT]])],
-            self.initializers(),
-        )
-        return helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION)
+        weights = [
+            helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(array.dtype), array.shape)
+            for name, array in self.weights.items()
+            if name in fed
+        ]
+        graph = helper.make_graph(nodes, self.name, [*inputs, *weights], outputs)
+        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=ir_version)
+        for name, array in self.weights.items():
+            if name not in fed:
+                _store(model.graph, name, array)
+        return model
+
+
+def _store(graph: onnx.GraphProto, name: str, array: Array) -> None:
+    """Add an initializer in place: what is handed to protobuf as a message is copied, and these are large."""
+    tensor = graph.initializer.add()
+    tensor.name, tensor.data_type = name, helper.np_dtype_to_tensor_dtype(array.dtype)
+    tensor.dims.extend(array.shape)
+    tensor.raw_data = numpy_helper.tobytes_little_endian(array)

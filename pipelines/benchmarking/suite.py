@@ -5,16 +5,17 @@ from __future__ import annotations
 import statistics
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import onnx
 
 from qat2int8.ir import DataError, Qat2Int8Error
 from qat2int8.pipelines.benchmarking import bert, networks, peer
+from qat2int8.pipelines.benchmarking.builder import Builder
 from qat2int8.pipelines.benchmarking.child import Cost, measured_command
 from qat2int8.pipelines.benchmarking.fake_quant import images
 from qat2int8.pipelines.benchmarking.published import PUBLISHED, Published
@@ -46,39 +47,48 @@ STYLES = {
 }
 
 
+Write: TypeAlias = Callable[[str | None], onnx.ModelProto]
+
+
 @dataclass(frozen=True)
 class Network:
     """How to build one network and what it is fed with.
 
     Attributes:
         title: for people.
-        build: from the name of a style, or None for the float form.
+        draw: makes the weights, once; what it returns writes the form in a style, None for the float form.
         samples: inputs for it, by count and seed.
         unit: what one of them is.
         calibration: how many of them quantize_static sees.
     """
 
     title: str
-    build: Callable[[str | None], onnx.ModelProto]
+    draw: Callable[[], Write]
     samples: Callable[[int, int], Array]
     unit: str = "image"
     calibration: int = 8
 
 
-def _pictures(title: str, build: Callable[..., onnx.ModelProto]) -> Network:
-    def written(style: str | None) -> onnx.ModelProto:
-        if style is None:
-            return build(fake_quant=False, bn_folded=True)
-        return build(every_tensor=style == "every-tensor")
+def _pictures(title: str, build: Builder[...]) -> Network:
+    def draw() -> Write:
+        drawn = build.drawn()
 
-    return Network(title, written, lambda count, seed: images(count, 224, seed))
+        def write(style: str | None) -> onnx.ModelProto:
+            if style is None:
+                return drawn.write(fake_quant=False, bn_folded=True)
+            return drawn.write(every_tensor=style == "every-tensor")
+
+        return write
+
+    return Network(title, draw, lambda count, seed: images(count, 224, seed))
 
 
 def _ernie() -> Network:
-    def written(style: str | None) -> onnx.ModelProto:
-        return bert.bert(fake_quant=style is not None, every_tensor=style == "every-tensor")
+    def draw() -> Write:
+        drawn = bert.drawn()
+        return lambda style: drawn.write(fake_quant=style is not None, every_tensor=style == "every-tensor")
 
-    return Network("ERNIE", written, lambda count, seed: bert.tokens(count, seed=seed), "sequence", 2)
+    return Network("ERNIE", draw, lambda count, seed: bert.tokens(count, seed=seed), "sequence", 2)
 
 
 SUITE: dict[str, Network] = {
@@ -179,8 +189,7 @@ def measure(name: str, style: str, *, rounds: int, repeat: int, against: Sequenc
     with tempfile.TemporaryDirectory(prefix="qat2int8-bench-") as place:
         folder = Path(place)
         paths = {form: folder / f"{form.replace(' ', '_')}.onnx" for form in (FLOAT, EXPORTED, OURS)}
-        onnx.save(network.build(None), paths[FLOAT])
-        onnx.save(network.build(style), paths[EXPORTED])
+        _build(network, style, paths)
         convert = ("-m", "qat2int8", "convert", str(paths[EXPORTED]), "-o", str(paths[OURS]), "--quiet")
         costs = {OURS: measured_command([sys.executable, *convert])}
         sample = network.samples(1, 2)
@@ -198,3 +207,10 @@ def measure(name: str, style: str, *, rounds: int, repeat: int, against: Sequenc
                 left_out[each] = str(error).splitlines()[0]
         runs = interleave(contenders, rounds=rounds, repeat=repeat)
     return Result(name, style, runs, costs, left_out)
+
+
+def _build(network: Network, style: str, paths: Mapping[str, Path]) -> None:
+    """Draw and write a network; when this returns, nothing of it is in memory any more."""
+    write = network.draw()
+    onnx.save(write(None), paths[FLOAT])
+    onnx.save(write(style), paths[EXPORTED])

@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import onnx
 import pytest
 from typer.testing import CliRunner
 
@@ -104,10 +103,11 @@ def test_mistakes_are_told_in_one_line(
 
 @pytest.mark.slow
 def test_a_tiny_network_from_end_to_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    def build(style: str | None) -> onnx.ModelProto:
-        return networks.tiny_resnet(fake_quant=style is not None, every_tensor=style == "every-tensor")
+    def draw() -> suite.Write:
+        drawn = networks.tiny_resnet.drawn()
+        return lambda style: drawn.write(fake_quant=style is not None, every_tensor=style == "every-tensor")
 
-    network = suite.Network("Tiny", build, lambda count, seed: images(count, 16, seed))
+    network = suite.Network("Tiny", draw, lambda count, seed: images(count, 16, seed))
     monkeypatch.setitem(suite.SUITE, "resnet50", network)
     result = bench("resnet50", "--style", "both", "--rounds", "2", "--json")
     assert result.exit_code == 0, result.output

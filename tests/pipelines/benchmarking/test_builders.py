@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import onnx
 import pytest
 from support import run
 
 from qat2int8 import convert
-from qat2int8.pipelines.benchmarking import bert, networks
+from qat2int8.pipelines.benchmarking import bert, builder, fake_quant, networks, suite
 from qat2int8.pipelines.benchmarking.fake_quant import images
 from qat2int8.pipelines.benchmarking.suite import STYLES, SUITE
 
@@ -92,3 +94,39 @@ def test_every_tensor_style_is_uint8_behind_layers_and_computes_nearly_the_same(
     reference, answer = run(plain, feeds)[0], run(fake, feeds)[0]
     error = np.abs(answer - reference).mean()
     assert 0 < error < 0.5 * reference.std()
+
+
+FORMS = ({}, {"fake_quant": False}, {"every_tensor": True}, {"fake_quant": False, "bn_folded": True})
+
+
+def test_forms_of_one_drawing_are_those_of_a_drawing_each() -> None:
+    drawn, encoder = networks.tiny_resnet.drawn(seed=3), bert.drawn(bert.SMALL, seed=3)
+    for form in (*FORMS, {"tflite": True}, {}):
+        assert drawn.write(**form) == networks.tiny_resnet(seed=3, **form)
+    for form in (*FORMS[:3], {"products": True}, {}):
+        assert encoder.write(**form) == bert.bert(bert.SMALL, seed=3, **form)
+
+
+def test_a_drawing_is_measured_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    measured: list[str] = []
+    measure = builder.measure
+    monkeypatch.setattr(builder, "measure", lambda sketch: measured.append(sketch.name) or measure(sketch))
+    write = suite._pictures("Tiny", networks.tiny_resnet).draw()
+    for style in (None, *STYLES):
+        write(style)
+    assert measured == ["resnet18"]
+
+
+@pytest.mark.parametrize("name", ["mobilenet_v2", "ernie"])
+@pytest.mark.parametrize("style", STYLES)
+def test_weights_that_are_fed_give_the_same_grids(name: str, style: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def steps() -> dict[str, npt.NDArray[Any]]:
+        stored = SMALL[name](every_tensor=style == "every-tensor").graph.initializer
+        return {each.name: onnx.numpy_helper.to_array(each) for each in stored if each.name.endswith(".scale")}
+
+    within = steps()
+    monkeypatch.setattr(fake_quant, "_LARGE", 0)
+    fed = steps()
+    assert within.keys() == fed.keys()
+    for tensor, step in within.items():
+        np.testing.assert_allclose(fed[tensor], step, rtol=1e-3, err_msg=tensor)
