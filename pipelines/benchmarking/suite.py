@@ -5,7 +5,8 @@ from __future__ import annotations
 import statistics
 import sys
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -13,11 +14,12 @@ from typing import Any, TypeAlias
 
 import onnx
 
-from qat2int8.ir import DataError, Qat2Int8Error
+from qat2int8.ir import DataError
 from qat2int8.pipelines.benchmarking import bert, networks, peer
 from qat2int8.pipelines.benchmarking.builder import Builder
 from qat2int8.pipelines.benchmarking.child import Cost, measured_command
 from qat2int8.pipelines.benchmarking.fake_quant import images
+from qat2int8.pipelines.benchmarking.pinning import pinned
 from qat2int8.pipelines.benchmarking.published import PUBLISHED, Published
 from qat2int8.pipelines.benchmarking.sketch import Array
 from qat2int8.pipelines.benchmarking.stopwatch import Runs, caller, interleave, speedup
@@ -115,6 +117,7 @@ class Result:
         runs: seconds a call by contender, one for each round.
         costs: of making the integer model, by contender that makes one.
         left_out: why a peer did not take part, by peer.
+        core: all of it was timed on, None where the system does not pin.
     """
 
     network: str
@@ -122,6 +125,7 @@ class Result:
     runs: Runs
     costs: dict[str, Cost]
     left_out: dict[str, str]
+    core: int | None
 
     @property
     def title(self) -> str:
@@ -153,6 +157,7 @@ class Result:
             "conversion": {name: asdict(cost) for name, cost in self.costs.items()},
             "published": asdict(self.published) if self.published else None,
             "left_out": self.left_out,
+            "core": self.core,
         }
 
 
@@ -174,39 +179,52 @@ def peers() -> list[str]:
     return [STATIC, *([OPENVINO] if find_spec("openvino") else [])]
 
 
-def measure(name: str, style: str, *, rounds: int, repeat: int, against: Sequence[str]) -> Result:
-    """Build one network, convert it, and time its forms in turns, on one thread.
+def measure(
+    name: str,
+    style: str,
+    *,
+    rounds: int,
+    repeat: int,
+    against: Sequence[str],
+    tell: Callable[[str], object] = lambda doing: None,
+) -> Result:
+    """Build one network, convert it, and time its forms in turns, on one thread that keeps to one core.
 
     A peer that fails is left out; its error is told.
 
     Args:
         against: names of :func:`peers`.
+        tell: told what is being done, before it is done.
 
     Raises:
         Qat2Int8Error: the network could not be converted.
     """
     network = SUITE[name]
+    costs: dict[str, Cost] = {}
+    left_out: dict[str, str] = {}
     with tempfile.TemporaryDirectory(prefix="qat2int8-bench-") as place:
-        folder = Path(place)
-        paths = {form: folder / f"{form.replace(' ', '_')}.onnx" for form in (FLOAT, EXPORTED, OURS)}
+        paths = {form: Path(place) / f"{form.replace(' ', '_')}.onnx" for form in (FLOAT, EXPORTED, OURS, STATIC)}
+        tell("building")
         _build(network, style, paths)
+        tell("converting")
         convert = ("-m", "qat2int8", "convert", str(paths[EXPORTED]), "-o", str(paths[OURS]), "--quiet")
-        costs = {OURS: measured_command([sys.executable, *convert])}
+        costs[OURS] = measured_command([sys.executable, *convert])
+        if STATIC in against:
+            tell(STATIC)
+            with _left_out(STATIC, left_out):
+                samples = network.samples(network.calibration, 1)
+                costs[STATIC] = peer.cost_of(samples, paths[FLOAT], paths[STATIC])
+        tell("timing")
         sample = network.samples(1, 2)
-        contenders = {form: caller(path, sample) for form, path in paths.items()}
-        left_out: dict[str, str] = {}
-        for each in against:
-            try:
-                if each == STATIC:
-                    target = folder / f"{STATIC}.onnx"
-                    costs[STATIC] = peer.cost_of(network.samples(network.calibration, 1), paths[FLOAT], target)
-                    contenders[STATIC] = caller(target, sample)
-                else:
+        with pinned() as core:
+            contenders = {form: caller(paths[form], sample) for form in (FLOAT, EXPORTED, OURS)}
+            if STATIC in costs:
+                contenders[STATIC] = caller(paths[STATIC], sample)
+            if OPENVINO in against:
+                with _left_out(OPENVINO, left_out):
                     contenders[OPENVINO] = peer.openvino_caller(paths[EXPORTED], sample)
-            except (Qat2Int8Error, RuntimeError, ImportError) as error:
-                left_out[each] = str(error).splitlines()[0]
-        runs = interleave(contenders, rounds=rounds, repeat=repeat)
-    return Result(name, style, runs, costs, left_out)
+            runs = interleave(contenders, rounds=rounds, repeat=repeat)
+    return Result(name, style, runs, costs, left_out, core)
 
 
 def _build(network: Network, style: str, paths: Mapping[str, Path]) -> None:
@@ -214,3 +232,12 @@ def _build(network: Network, style: str, paths: Mapping[str, Path]) -> None:
     write = network.draw()
     onnx.save(write(None), paths[FLOAT])
     onnx.save(write(style), paths[EXPORTED])
+
+
+@contextmanager
+def _left_out(name: str, reasons: dict[str, str]) -> Iterator[None]:
+    """Go on without a peer that fails; peers raise what they like."""
+    try:
+        yield
+    except Exception as error:
+        reasons[name] = (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from typer.testing import CliRunner
 
-from qat2int8.pipelines.benchmarking import networks, suite
+from qat2int8.pipelines import environment as environment_module
+from qat2int8.pipelines.benchmarking import networks, peer, suite
 from qat2int8.pipelines.benchmarking.child import CommandFailed, Cost
 from qat2int8.pipelines.benchmarking.fake_quant import images
 from qat2int8.tools.cli import app
@@ -24,12 +26,19 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str, int, list[str
     """What was to be measured; float takes 10 ms, ours 4 ms."""
     seen: list[tuple[str, str, int, list[str]]] = []
 
-    def measure(name: str, style: str, *, rounds: int, repeat: int, against: list[str]) -> suite.Result:
+    def measure(
+        name: str, style: str, *, rounds: int, repeat: int, against: list[str], tell: Callable[[str], object]
+    ) -> suite.Result:
         seen.append((name, style, rounds, against))
+        tell("building")
         if name == "vgg16":
             raise CommandFailed("killed")
+        if name == "vgg19":
+            raise MemoryError
+        if name == "ernie" and style == "every-tensor":
+            raise KeyboardInterrupt
         runs = {form: [seconds] * rounds for form, seconds in (("float", 0.01), ("qat2int8", 0.004))}
-        return suite.Result(name, style, runs, {"qat2int8": Cost(1.5, 2_000_000)}, {})
+        return suite.Result(name, style, runs, {"qat2int8": Cost(1.5, 2_000_000)}, {"openvino": "too new"}, 1)
 
     monkeypatch.setattr(suite, "measure", measure)
     return seen
@@ -50,21 +59,90 @@ def test_what_is_measured(asked: list[tuple[str, str, int, list[str]]]) -> None:
     assert bench("--quick", "--no-peers", "--quiet").stdout == ""
     assert asked == [(name, "layer-inputs", 3, []) for name in suite.QUICK]
     asked.clear()
-    bench("ernie", "--style", "both", "--rounds", "4")
-    assert [each[:3] for each in asked] == [("ernie", style, 4) for style in suite.STYLES]
+    bench("resnet50", "--style", "both", "--rounds", "4")
+    assert [each[:3] for each in asked] == [("resnet50", style, 4) for style in suite.STYLES]
     assert asked[0][3][0] == suite.STATIC
     asked.clear()
     bench()
     assert [name for name, *_ in asked] == list(suite.SUITE)
 
 
-def test_the_rest_is_reported_when_a_network_fails(asked: list[tuple[str, str, int, list[str]]]) -> None:
-    result = bench("vgg16", "resnet50", "--json")
+def test_the_rest_is_reported_when_networks_fail(asked: list[tuple[str, str, int, list[str]]]) -> None:
+    result = bench("vgg16", "vgg19", "resnet50", "--json")
     assert result.exit_code == 2
-    assert result.stderr == "error: vgg16 (layer-inputs): killed\n"
+    assert result.stderr == "error: vgg16 (layer-inputs): killed\nerror: vgg19 (layer-inputs): MemoryError\n"
     document = json.loads(result.stdout)
     assert [each["network"] for each in document["results"]] == ["resnet50"]
-    assert document["failures"] == [{"network": "vgg16", "style": "layer-inputs", "reason": "killed"}]
+    assert document["failures"] == [
+        {"network": "vgg16", "style": "layer-inputs", "reason": "killed"},
+        {"network": "vgg19", "style": "layer-inputs", "reason": "MemoryError"},
+    ]
+    assert "Traceback" not in bench("vgg16").stderr
+    assert "CommandFailed: killed" in bench("vgg16", "--debug").stderr
+
+
+def test_an_interrupted_run_prints_and_keeps_what_was_measured(
+    asked: list[tuple[str, str, int, list[str]]], tmp_path: Path
+) -> None:
+    path = tmp_path / "runs.jsonl"
+    words = ("mobilenet_v1", "ernie", "--style", "both", "--history", str(path))
+    result = bench(*words)
+    assert result.exit_code == 130
+    assert "style every-tensor" in result.stdout
+    assert result.stdout.count("MobileNet-V1") == 6
+    assert result.stderr.endswith("not measured: ernie (every-tensor)\ninterrupted\n")
+    (run,) = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [(each["network"], each["style"]) for each in run["results"]] == [
+        ("mobilenet_v1", "layer-inputs"),
+        ("ernie", "layer-inputs"),
+        ("mobilenet_v1", "every-tensor"),
+    ]
+    assert run["missing"] == [{"network": "ernie", "style": "every-tensor"}]
+    result = bench("ernie", "resnet50", "--style", "every-tensor")
+    assert result.exit_code == 130
+    assert "ResNet-50" in result.stdout
+    result = bench("ernie", "--style", "every-tensor")
+    assert (result.exit_code, result.stdout) == (130, "")
+
+
+def test_progress_says_what_happens_and_how_long_it_took(asked: list[tuple[str, str, int, list[str]]]) -> None:
+    told = bench("vgg16", "resnet50").stderr
+    assert "[1/2] resnet50 (layer-inputs): building ... 0 s\n" in told
+    assert "[2/2] vgg16 (layer-inputs): building ... failed after 0 s\n" in told
+    assert bench("resnet50", "--quiet").stderr == ""
+
+
+def test_what_figures_are_worth_is_told(
+    asked: list[tuple[str, str, int, list[str]]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def machine(flags: tuple[str, ...], load: float) -> None:
+        found = environment_module.Environment("a processor", flags, 2, load, {"onnxruntime": "1.0"}, "2026-01-01")
+        monkeypatch.setattr(environment_module, "environment", lambda: found)
+
+    machine((), 9.0)
+    result = bench("resnet50")
+    assert "\nwarning: Of this processor: it has no instruction for products of bytes" in result.stdout
+    assert "warning: the machine is busy" in result.stdout
+    assert result.stderr.startswith("warning: the machine is busy")
+    assert "one thread, pinned to one core, median of 11 interleaved rounds of 3 calls" in result.stdout
+    assert "warning: resnet50 (layer-inputs): openvino is left out: too new" in result.stdout
+    assert "a processor (no VNNI); onnxruntime 1.0; 2026-01-01." in result.stdout
+    machine(("avx512_vnni",), 0.1)
+    result = bench("resnet50")
+    assert "\nOf this processor: it multiplies bytes in one instruction" in result.stdout
+    assert "busy" not in result.output
+
+
+def test_what_is_not_installed_is_told(
+    asked: list[tuple[str, str, int, list[str]]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(suite, "find_spec", lambda name: None)
+    assert "pip install 'qat2int8[bench]'" in bench("resnet50").stdout
+    assert [each[3] for each in asked] == [[suite.STATIC]]
+    assert "pip install" not in bench("resnet50", "--no-peers").stdout
+    monkeypatch.setattr(suite, "find_spec", lambda name: name)
+    assert "pip install" not in bench("resnet50").stdout
+    assert asked[-1][3] == [suite.STATIC, suite.OPENVINO]
 
 
 def test_a_run_is_compared_with_the_one_before(
@@ -101,20 +179,44 @@ def test_mistakes_are_told_in_one_line(
     assert asked == []
 
 
-@pytest.mark.slow
-def test_a_tiny_network_from_end_to_end(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In place of ResNet-50."""
+
     def draw() -> suite.Write:
         drawn = networks.tiny_resnet.drawn()
         return lambda style: drawn.write(fake_quant=style is not None, every_tensor=style == "every-tensor")
 
     network = suite.Network("Tiny", draw, lambda count, seed: images(count, 16, seed))
     monkeypatch.setitem(suite.SUITE, "resnet50", network)
+
+
+@pytest.mark.slow
+def test_a_tiny_network_from_end_to_end(tiny: None) -> None:
     result = bench("resnet50", "--style", "both", "--rounds", "2", "--json")
     assert result.exit_code == 0, result.output
     document = json.loads(result.stdout)
     assert [each["style"] for each in document["results"]] == list(suite.STYLES)
     for each in document["results"]:
-        assert set(each["contenders"]) >= {"float", "as exported", "qat2int8", "quantize_static"}
+        assert set(each["contenders"]) == {"float", "as exported", "qat2int8", *suite.peers()}
         assert all(one["milliseconds"] > 0 and len(one["seconds"]) == 2 for one in each["contenders"].values())
+        assert set(each["conversion"]) == {"qat2int8", "quantize_static"}
         assert all(one["seconds"] > 0 and one["peak_bytes"] > 10_000_000 for one in each["conversion"].values())
         assert each["published"]["ratio"] == 3.75
+        assert each["left_out"] == {}
+
+
+@pytest.mark.slow
+def test_a_peer_that_fails_is_left_out(tiny: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: Path, sample: object) -> Any:
+        assert path.name == "as_exported.onnx"
+        raise RuntimeError("not for me\nat line 3")
+
+    monkeypatch.setattr(peer, "openvino_caller", refuse)
+    monkeypatch.setattr(peer, "cost_of", lambda *_: (_ for _ in ()).throw(CommandFailed("no memory")))
+    doing: list[str] = []
+    against = [suite.STATIC, suite.OPENVINO]
+    result = suite.measure("resnet50", "layer-inputs", rounds=1, repeat=1, against=against, tell=doing.append)
+    assert result.left_out == {"quantize_static": "no memory", "openvino": "not for me"}
+    assert set(result.runs) == {"float", "as exported", "qat2int8"}
+    assert doing == ["building", "converting", "quantize_static", "timing"]
