@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import eight_networks
 import pytest
+import report
 from typer.testing import CliRunner
 
 from qat2int8.pipelines import environment as environment_module
@@ -220,3 +224,28 @@ def test_a_peer_that_fails_is_left_out(tiny: None, monkeypatch: pytest.MonkeyPat
     assert result.left_out == {"quantize_static": "no memory", "openvino": "not for me"}
     assert set(result.runs) == {"float", "as exported", "qat2int8"}
     assert doing == ["building", "converting", "quantize_static", "timing"]
+
+
+@pytest.mark.slow
+def test_the_tables_get_into_the_documents(tiny: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    marked = "before\n<!-- begin bench -->\nplaceholder\n<!-- end bench -->\nafter\n"
+    pages = [tmp_path / "README.md", tmp_path / "docs" / "benchmarks.md"]
+    pages[1].parent.mkdir()
+    for page in pages:
+        page.write_text(marked)
+    monkeypatch.setattr(report, "README", pages[0])
+    monkeypatch.setattr(report, "DOCS", pages[1].parent)
+    words = ["eight_networks.py", "resnet50", "--rounds", "1", "--style", "layer-inputs", "--write"]
+    monkeypatch.setattr(sys, "argv", words)
+    eight_networks.main()
+    short, full = (page.read_text() for page in pages)
+    for text in (short, full):
+        assert text.startswith("before\n<!-- begin bench -->\n")
+        assert text.endswith("\n<!-- end bench -->\nafter\n")
+        assert "placeholder" not in text
+        assert environment_module.environment().summary in text
+    assert "| network | FP32 img/s | INT8 img/s | ratio | 6271 ratio |" in short
+    assert re.search(r"^\| Tiny \| \d+ \| \d+ \| [\d.]+x \| 3.75x \|$", short, re.MULTILINE)
+    assert "| network | FP32 img/s | INT8 img/s | ratio | 6271 FP32 | INT8 | ratio |" in full
+    assert "| network | qat2int8 | memory | quantize_static | memory |" in full
+    assert max(map(len, full.splitlines())) <= 120
