@@ -13,7 +13,8 @@ import typer
 
 from qat2int8.pipelines.figures import as_percent
 from qat2int8.tools.console import Debug, Json, Quiet, Report, Verbose
-from qat2int8.tools.feeding import Source, named_models, print_failures, progress
+from qat2int8.tools.feeding import Source, named_models, print_failures
+from qat2int8.tools.progress import counting
 
 if TYPE_CHECKING:
     from qat2int8.pipelines.evaluation.compare import Comparison, LayerComparison, View
@@ -89,7 +90,7 @@ def compare(
     if random_data:
         batches = RandomSamples(source.gathered, samples or _RANDOM_SAMPLES)
     total = samples or _RANDOM_SAMPLES if random_data else fed.batches_in(0)
-    with progress("comparing", total, quiet or json) as show:
+    with counting("comparing", total, quiet or json) as show:
         found = compare_layers(
             source,
             candidate,

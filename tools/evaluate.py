@@ -11,7 +11,8 @@ import typer
 
 from qat2int8.pipelines.figures import as_decimal, as_milliseconds, as_rate
 from qat2int8.tools.console import Debug, Json, Quiet, Report, Verbose
-from qat2int8.tools.feeding import Source, named_models, print_failures, progress
+from qat2int8.tools.feeding import Source, named_models, print_failures
+from qat2int8.tools.progress import counting
 
 if TYPE_CHECKING:
     from qat2int8.pipelines.data import Batch
@@ -114,7 +115,7 @@ def evaluate(
     source = Source.open(named, data, batch_size, labels)
     if random_data:
         iterations = iterations or _RANDOM_BATCHES
-    with progress("evaluating", source.batches_in(iterations), quiet or json) as show:
+    with counting("evaluating", source.batches_in(iterations), quiet or json) as show:
         result = run_models(
             named,
             source.batches,

@@ -1,11 +1,10 @@
-"""What the commands share that run models on data: the data, a progress bar, and how failed batches are told."""
+"""What the commands share that run models on data: the data, and how failed batches are told."""
 
 from __future__ import annotations
 
-import contextlib
 import math
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -15,7 +14,7 @@ if TYPE_CHECKING:
     from qat2int8.pipelines.data import Batch
     from qat2int8.pipelines.evaluation.failure import Failure
 
-__all__ = ["Source", "named_models", "print_failures", "progress"]
+__all__ = ["Source", "named_models", "print_failures"]
 
 _SHOWN_FAILURES = 5
 
@@ -119,18 +118,3 @@ def print_failures(failures: Sequence[Failure]) -> None:
         sys.stderr.write(f"error: {failure}\n")
     if len(failures) > _SHOWN_FAILURES:
         sys.stderr.write(f"... and {len(failures) - _SHOWN_FAILURES} more (--json has them all)\n")
-
-
-@contextlib.contextmanager
-def progress(label: str, batches: int | None, silent: bool) -> Iterator[Callable[[int, str], None] | None]:
-    """A bar on a terminal: gives what is to be told how many batches are done, and a text. None anywhere else."""
-    if silent or not sys.stderr.isatty():
-        yield None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn(label), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, TextColumn("{task.description}"), console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("", total=batches)
-        yield lambda done, text: bar.update(task, completed=done, description=text)

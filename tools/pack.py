@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import sys
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated
 
@@ -12,8 +9,11 @@ import typer
 
 from qat2int8.pipelines.figures import as_bytes
 from qat2int8.tools.console import Debug, Json, Quiet, Report, Verbose
+from qat2int8.tools.progress import counting
 
 __all__ = ["pack"]
+
+_SHOWN = 10
 
 
 def pack(
@@ -71,8 +71,10 @@ def pack(
     assert normalise is not None
     images = read_list(label_list, data_dir)
     preparation = Preparation(resize or round(data_dim * 8 / 7), (data_dim, data_dim))
-    with _progress(len(images), quiet or json) as on_image:
-        packed = pack_images(images, preparation, normalise, output, on_image=on_image)
+    with counting("packing images", len(images), quiet or json) as show:
+        packed = pack_images(
+            images, preparation, normalise, output, on_image=None if show is None else lambda done: show(done, "")
+        )
     size = output.stat().st_size
     report.line(
         f"written      {output}: {packed.count} of {len(images)} images of {list(packed.shape)}, {as_bytes(size)}"
@@ -93,21 +95,3 @@ def pack(
             "skipped": list(packed.skipped),
         }
     )
-
-
-_SHOWN = 10
-
-
-@contextlib.contextmanager
-def _progress(total: int, silent: bool) -> Iterator[Callable[[int], None] | None]:
-    """What shows how far the work is, on a terminal; None anywhere else."""
-    if silent or not sys.stderr.isatty():
-        yield None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task("packing images", total=total)
-        yield lambda done: progress.update(task, completed=done)

@@ -6,13 +6,29 @@ import contextlib
 import signal
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from rich.progress import Progress as Bars
+
     from qat2int8.pipelines.observers import Observer
 
-__all__ = ["Progress", "progress"]
+__all__ = ["Progress", "counting", "progress"]
+
+
+@contextlib.contextmanager
+def counting(label: str, total: int | None, silent: bool) -> Iterator[Callable[[int, str], None] | None]:
+    """A bar on a terminal: gives what is to be told how many are done, and a text. None anywhere else."""
+    if silent or not sys.stderr.isatty():
+        yield None
+        return
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn(label), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with _bars(*columns, TextColumn("{task.description}")) as bars:
+        task = bars.add_task("", total=total)
+        yield lambda done, text: bars.update(task, completed=done, description=text)
 
 
 class Progress:
@@ -47,9 +63,7 @@ def progress(silent: bool) -> Iterator[Progress]:
         with _between_batches(shown):
             yield shown
         return
-    from rich.console import Console
     from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-    from rich.progress import Progress as Bars
 
     from qat2int8.pipelines.observers import Quiet as Silent
 
@@ -60,7 +74,7 @@ def progress(silent: bool) -> Iterator[Progress]:
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
-    with Bars(*columns, console=Console(stderr=True), transient=True) as bars:
+    with _bars(*columns) as bars:
         task = bars.add_task("reading the model", total=None, count="")
 
         class Passes(Silent):
@@ -84,6 +98,14 @@ def progress(silent: bool) -> Iterator[Progress]:
         bar = Bar()
         with _between_batches(bar):
             yield bar
+
+
+def _bars(*columns: Any) -> Bars:
+    """Bars on stderr that go when they are done."""
+    from rich.console import Console
+    from rich.progress import Progress as Bars
+
+    return Bars(*columns, console=Console(stderr=True), transient=True)
 
 
 @contextlib.contextmanager
