@@ -23,8 +23,8 @@ def target_of(model: Model) -> Target | None:
         return None
 
 
-def pipeline_of(model: Model) -> PipelineSpec:
-    """The pipeline it went through, options included; the shipped one where that is not to be had."""
+def pipeline_of(model: Model, otherwise: str = _SHIPPED) -> PipelineSpec:
+    """The pipeline it went through, options included; ``otherwise`` a shipped one where that is not to be had."""
     text = model.ir.metadata_props.get("qat2int8.pipeline")
     if text is not None:
         try:
@@ -34,4 +34,4 @@ def pipeline_of(model: Model) -> PipelineSpec:
             pass
         else:
             return spec
-    return load_pipeline(_SHIPPED)
+    return load_pipeline(otherwise)

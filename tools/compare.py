@@ -5,21 +5,25 @@ from __future__ import annotations
 import math
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from qat2int8.pipelines.figures import as_percent
+from qat2int8.pipelines.figures import as_decimal, as_percent
 from qat2int8.tools.console import Debug, Json, Quiet, Report, Verbose
 from qat2int8.tools.feeding import Source, named_models, print_failures
 from qat2int8.tools.progress import counting
 
 if TYPE_CHECKING:
+    from qat2int8.pipelines.data import Batch
     from qat2int8.pipelines.evaluation.compare import Comparison, LayerComparison, View
     from qat2int8.pipelines.evaluation.errors import Errors
-    from qat2int8.pipelines.evaluation.skip_trials import SkipTrials
+    from qat2int8.pipelines.evaluation.metrics import Metric
+    from qat2int8.pipelines.evaluation.read_reference import ReadReference
+    from qat2int8.pipelines.evaluation.skip_trials import Quality, SkipTrials
 
 __all__ = ["compare"]
 
@@ -66,6 +70,17 @@ def compare(
             metavar="N", min=0, help="Convert again with each of the N worst layers in float; tell the gain."
         ),
     ] = 0,
+    metric: Annotated[
+        str | None,
+        typer.Option(
+            metavar="METRIC",
+            help="What --try-skip judges answers by; see evaluate.",
+            show_default="topk where there are labels",
+        ),
+    ] = None,
+    labels: Annotated[
+        str | None, typer.Option(metavar="NAME", help="The data's labels.", show_default="labels")
+    ] = None,
     json: Json = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
@@ -77,6 +92,7 @@ def compare(
     """
     from qat2int8.ir import DataError
     from qat2int8.pipelines.evaluation.compare import compare_layers
+    from qat2int8.pipelines.evaluation.metrics import metric_factory
     from qat2int8.pipelines.evaluation.random_data import RandomSamples
     from qat2int8.pipelines.evaluation.read_reference import ReadReference
 
@@ -84,8 +100,12 @@ def compare(
     view = _view(sort)
     if (data is None) != random_data:
         raise DataError("give either --data or --random-data", remedy="errors on real data are those that matter")
+    for option, given in (("--metric", metric), ("--labels", labels)):
+        if given is not None and not (try_skip and data is not None):
+            raise DataError(f"{option} says how --try-skip judges answers", remedy="give --try-skip N and --data")
+    judged_by = None if metric is None else metric_factory(metric)
     source = ReadReference.open(reference)
-    fed = Source.open(named_models([reference, candidate]), data, batch_size, samples=samples or None)
+    fed = Source.open(named_models([reference, candidate]), data, batch_size, labels, samples or None)
     batches: Any = fed.batches
     if random_data:
         batches = RandomSamples(source.gathered, samples or _RANDOM_SAMPLES)
@@ -100,19 +120,21 @@ def compare(
         )
     ranked = found.worst_first(view)
     _show_layers(report, found, ranked, view)
+    wrong = list(dict.fromkeys(layer.source for layer in ranked if layer.errors(view).sqnr_db < math.inf))
     trials, refusal = None, ""
-    if try_skip and found.samples:
+    if try_skip and wrong:
         bad = {failure.first for failure in found.failures}
         good = [batch for batch in batches if batch.first not in bad] if bad else batches
-        trials, refusal = _try(reference, source, candidate, ranked[:try_skip], good)
+        trials, refusal = _try(reference, source, candidate, wrong[:try_skip], good, judged_by)
     if trials is not None:
         _show_trials(report, trials)
     elif refusal:
-        report.line(f"{'--try-skip':<13}the reference cannot be converted: {refusal}")
-    elif ranked and not try_skip:
-        words = shlex.join(["qat2int8", "convert", str(reference), "-o", "FILE", "--skip-node", ranked[0].name])
-        report.line(f"{'to try':<13}{words}")
-        report.line(f"{'':<13}--try-skip {min(3, len(ranked))} measures what that gains")
+        report.line(f"{'--try-skip':<13}{refusal}")
+    elif ranked and not wrong:
+        report.line(f"{'to try':<13}nothing: no layer differs")
+    elif wrong and not try_skip:
+        report.line(f"{'to try':<13}{_how_to_skip(reference, source, data, wrong[0])}")
+        report.line(f"{'':<13}--try-skip {min(3, len(wrong))} measures what that gains")
     report.data(
         {
             "reference": str(reference),
@@ -187,16 +209,35 @@ def _db(value: float) -> str:
     return f"{value:.1f}"
 
 
+def _how_to_skip(reference: Path, source: ReadReference, data: str | None, layer: str) -> str:
+    """The command that leaves a layer in float."""
+    from qat2int8.pipelines.dialects import has_fake_quant
+
+    words = ["qat2int8", "convert", str(reference)]
+    if not has_fake_quant(source.model):
+        words = ["qat2int8", "quantize", str(reference), "--data", data or "DATA"]
+    return shlex.join([*words, "-o", "FILE", "--skip-node", layer])
+
+
 def _try(
-    reference: Path, source: Any, candidate: Path, worst: Sequence[LayerComparison], batches: Any
+    reference: Path,
+    source: ReadReference,
+    candidate: Path,
+    layers: Sequence[str],
+    batches: Iterable[Batch],
+    metric: Callable[[], Metric] | None,
 ) -> tuple[SkipTrials | None, str]:
+    """The trials; or why there are none."""
     from qat2int8.ir import Qat2Int8Error
+    from qat2int8.pipelines.evaluation.metrics import METRICS
     from qat2int8.pipelines.evaluation.skip_trials import try_skips
 
+    if metric is None and any(batch.labels is not None for batch in islice(batches, 1)):
+        metric = METRICS["topk"]
     try:
-        return try_skips(reference, source.path, candidate, [layer.name for layer in worst], batches), ""
+        return try_skips(reference, source.path, candidate, layers, batches, metric), ""
     except Qat2Int8Error as error:
-        return None, error.what
+        return None, f"the reference cannot be converted: {error.what}"
 
 
 _OTHER_MODEL = 1.0
@@ -205,38 +246,42 @@ _OTHER_MODEL = 1.0
 
 def _show_trials(report: Report, trials: SkipTrials) -> None:
     whole = trials.whole
+    figure = next(iter(trials.reference), None)
     answers = whole.same_argmax_percent is not None
-    headers = ["output dB", "gain", *(["same answers"] if answers else []), "integer MACs"]
-    rows: list[tuple[object, ...]] = [
-        (
-            _db(whole.sqnr_db),
-            "",
-            *([_share(whole.same_argmax_percent)] if answers else []),
-            as_percent(whole.integer_macs_percent),
-            "(none: converted again)",
-        )
-    ]
-    for trial in trials.trials:
-        quality = trial.quality
+    made = "quantized" if trials.calibrated else "converted"
+    headers = ["output dB", "gain", *([figure, "gain"] if figure else [])]
+    headers += [*(["same answers"] if answers else []), "integer MACs"]
+
+    def row(quality: Quality | None, gains: tuple[str, str], text: str) -> tuple[str, ...]:
         if quality is None:
-            rows.append(("-", "-", *(["-"] if answers else []), "-", f"{trial.layer}: {trial.error}"))
-            continue
-        rows.append(
-            (
-                _db(quality.sqnr_db),
-                f"{trials.gain_db(trial):+.1f}",
-                *([_share(quality.same_argmax_percent)] if answers else []),
-                as_percent(quality.integer_macs_percent),
-                trial.layer,
-            )
+            return (*["-"] * len(headers), text)
+        return (
+            _db(quality.sqnr_db),
+            gains[0],
+            *((as_decimal(quality.metrics[figure]), gains[1]) if figure else ()),
+            *([_share(quality.same_argmax_percent)] if answers else []),
+            as_percent(quality.integer_macs_percent),
+            text,
         )
+
+    rows = [row(whole, ("", ""), "(none)")]
+    for trial in trials.trials:
+        gains = f"{trials.gain_db(trial):+.1f}", as_decimal(trials.gain(trial), signed=True)
+        text = f"{trial.layer}: {trial.error}" if trial.quality is None else trial.layer
+        rows.append(row(trial.quality, gains, text))
     report.line()
     report.table([*headers, "left in float"], rows, right=range(len(headers)))
     report.line()
+    calibrated = ", which the ranges are from too" if trials.calibrated else ""
+    report.line(f"{'tried on':<13}{trials.samples} samples{calibrated}; '(none)' is the reference {made} again")
+    if figure:
+        report.line(f"{figure:<13}{as_decimal(trials.reference[figure])} of the reference on the same samples")
+    if trials.unjudged:
+        report.line(f"{'note':<13}answers are not judged: {trials.unjudged}")
     if abs(trials.candidate - whole.sqnr_db) > _OTHER_MODEL:
         report.line(
-            f"{'note':<13}the candidate's output has {_db(trials.candidate)} dB: it is not what converting the "
-            "reference gives now"
+            f"{'note':<13}the candidate's output has {_db(trials.candidate)} dB: it is not what qat2int8 makes "
+            "of the reference now"
         )
 
 

@@ -39,6 +39,7 @@ class LayerComparison:
         name, op_type: of its node; of an integer operator the float op it stands for.
         tensor: what was compared of it.
         reference: the tensor of the reference that is.
+        source: the node of the reference that a conversion leaves in float to have the layer there.
         integer: whether ``tensor`` holds levels.
         end_to_end: each model from its own input; what went wrong earlier is carried along.
         local: the layer computed from the reference's own values of the tensors before it; None where the
@@ -49,6 +50,7 @@ class LayerComparison:
     op_type: str
     tensor: str
     reference: str
+    source: str
     integer: bool
     end_to_end: Errors
     local: Errors | None
@@ -64,6 +66,7 @@ class LayerComparison:
             "op_type": self.op_type,
             "tensor": self.tensor,
             "reference": self.reference,
+            "source": self.source,
             "integer": self.integer,
             "end_to_end": self.end_to_end.as_dict(),
             "local": None if self.local is None else self.local.as_dict(),
@@ -275,6 +278,7 @@ class _Run:
                 layer.op_type,
                 layer.tensor,
                 layer.reference,
+                layer.source,
                 layer.pair is not None,
                 whole.result(),
                 local.result() if self._local is not None else None,

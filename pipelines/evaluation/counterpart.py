@@ -25,6 +25,7 @@ class Counterpart:
         name, op_type: the layer of the candidate that computes it; of an integer operator the float op that is.
         tensor: what others read of the layer.
         reference: the tensor of the reference.
+        source: the node of the reference that a conversion leaves in float to have the layer there.
         dtype: of ``tensor``.
         pair: the grids of the two, where ``tensor`` holds levels.
         grid: what the reference's readers round ``reference`` to, or what its levels mean; None for floats.
@@ -34,6 +35,7 @@ class Counterpart:
     op_type: str
     tensor: str
     reference: str
+    source: str
     dtype: oir.DataType
     pair: Pair | None
     grid: QuantParams | None

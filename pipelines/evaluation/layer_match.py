@@ -20,8 +20,30 @@ from qat2int8.pipelines.levels import CARRIES, Meaning, Pair, meanings
 __all__ = ["Matching", "match_layers"]
 
 _NO_LAYERS = CARRIES | frozenset(
-    {"ArgMax", "ArgMin", "Cast", "Constant", "ConstantOfShape", "DequantizeLinear", "Dropout", "Equal", "Expand"}
-    | {"EyeLike", "Greater", "GreaterOrEqual", "If", "Less", "LessOrEqual", "Loop", "NonZero", "Not", "Range"}
+    {
+        "ArgMax",
+        "ArgMin",
+        "Cast",
+        "Constant",
+        "ConstantOfShape",
+        "DequantizeLinear",
+        "Dropout",
+        "DynamicQuantizeLinear",
+    }
+    | {
+        "Equal",
+        "Expand",
+        "EyeLike",
+        "Greater",
+        "GreaterOrEqual",
+        "If",
+        "Less",
+        "LessOrEqual",
+        "Loop",
+        "NonZero",
+        "Not",
+        "Range",
+    }
     | {"QuantizeLinear", "Relu", "Scan", "Shape", "Size", "Tile", "TopK"}
 )
 """Ops that compute no values of their own: they move, name and bound what others computed."""
@@ -31,6 +53,15 @@ _ABSORBED = frozenset({"Clip", "Identity", "QuantizeLinear", "Relu"})
 
 _FOLDED = frozenset({"BatchNormalization", "Clip", "Relu"})
 """What the candidate may have folded into the layer in front, whose name stayed."""
+
+_RESHAPES = frozenset({"Flatten", "Reshape", "Squeeze", "Unsqueeze"})
+"""What gives back the shape that a layer has in the reference, where the candidate computes it in another one."""
+
+_ACCUMULATES = frozenset({"ConvInteger", "MatMulInteger"})
+"""Layers whose sums become real numbers in nodes of their own: by a Cast, a Mul and an Add of the bias."""
+
+_WEIGHTED = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
+"""Layers that conversion folds what stands behind them into."""
 
 _SUFFIX = re.compile(r"(_quantized|_clipped|_dequantized|_(De)?[Qq]uantizeLinear_(In|Out)put)(_\d+)?$")
 """What this project, and onnxruntime's quantizer, put behind the name of a float tensor to name its integers."""
@@ -60,11 +91,23 @@ def match_layers(reference: ReadReference, candidate: Model) -> Matching:
         DataError: the record in the candidate cannot be read.
     """
     known, names = _Reference(reference), _Names(candidate)
+    ours = TENSORS_KEY in candidate.ir.metadata_props
+    fixed = _parameters(candidate)
     layers: dict[str, Counterpart] = {}
     alone = []
-    for node in _layers(candidate):
-        chain = list(_chain(node))
-        tensor, found = chain[-1], known.counterpart(chain, names)
+    taken: set[oir.Value] = set()
+    for node in _layers(candidate, fixed):
+        if node.outputs[0] in taken:
+            continue
+        chain = list(_chain(node, fixed))
+        taken.update(chain)
+        found = known.counterpart(chain, names)
+        for reshaped in () if found else _reshaped(chain[-1]):
+            found = known.counterpart(reshaped, names)
+            if found:
+                chain = reshaped
+                break
+        tensor = chain[-1]
         meant = list(meanings(candidate, tensor)) if _is_integer(chain) else []
         label = node.name or node.outputs[0].name or ""
         if not found or not tensor.name or tensor.name in layers or (_is_integer(chain) and not meant):
@@ -74,8 +117,10 @@ def match_layers(reference: ReadReference, candidate: Model) -> Matching:
         op_type = operator.float_op if operator is not None else node.op_type
         pair, grid = known.paired(found, tensor.name, meant, names.recorded.get(tensor.name) == found)
         dtype = tensor.dtype if pair is None else oir.DataType.from_numpy(pair.dtype)
+        # Our passes keep the names of layers through what they fuse, and know them by those.
+        source = label if ours else known.layer(found) or label
         layers[tensor.name] = Counterpart(
-            label, op_type, tensor.name, found, dtype or oir.DataType.FLOAT, pair, grid
+            label, op_type, tensor.name, found, source, dtype or oir.DataType.FLOAT, pair, grid
         )
     return Matching(tuple(layers.values()), tuple(alone))
 
@@ -127,6 +172,22 @@ class _Reference:
                     return self._behind_activation(name, names)
         return None
 
+    def layer(self, name: str) -> str:
+        """The name of the node that computes tensor ``name``, or that conversion folds what computes it into."""
+        value = self.values[name]
+        while (maker := value.producer()) is not None:
+            above = next((one for one in maker.inputs if one is not None and one.producer() is not None), None)
+            before = None if above is None else above.producer()
+            folded = maker.op_type in ("Add", "BatchNormalization") and (
+                before is not None
+                and before.op_type in _WEIGHTED
+                and sum(one is not None and one.producer() is not None for one in maker.inputs) == 1
+            )
+            if above is None or not (maker.op_type in _ABSORBED or folded or maker.op_type == "DequantizeLinear"):
+                return maker.name or ""
+            value = above
+        return ""
+
     def _behind_activation(self, name: str, names: _Names) -> str:
         """Behind what the candidate folded into the layer: it has no tensor that could be the result of that."""
         while True:
@@ -172,34 +233,65 @@ class _Reference:
                 yield QuantParams.make(one.scale, one.zero_point, dtype)
 
 
-def _layers(model: Model) -> Iterable[oir.Node]:
-    """The nodes of the main graph that compute values from the model's input."""
-    constant = set(model.graph.initializers.values())
+def _parameters(model: Model) -> set[oir.Value]:
+    """What does not depend on the model's input, and the grids that are made for it on the way."""
+    found = {value for value in model.graph.initializers.values() if not value.is_graph_input()}
     for node in model.graph:
-        read = [value for value in node.inputs if value is not None]
-        if all(value in constant and not value.is_graph_input() for value in read):
-            constant.update(node.outputs)
-        elif node.op_type not in _NO_LAYERS:
-            yield node
+        if node.op_type == "DynamicQuantizeLinear":
+            found.update(node.outputs[1:])
+        elif all(value is None or value in found for value in node.inputs):
+            found.update(node.outputs)
+    return found
 
 
-def _chain(node: oir.Node) -> Iterator[oir.Value]:
+def _layers(model: Model, fixed: set[oir.Value]) -> Iterable[oir.Node]:
+    """The nodes of the main graph that compute values from the model's input."""
+    return (node for node in model.graph if node.op_type not in _NO_LAYERS and not fixed.issuperset(node.outputs))
+
+
+def _chain(node: oir.Node, fixed: set[oir.Value]) -> Iterator[oir.Value]:
     """What ``node`` writes, then what it becomes up to the first other layer that reads it."""
-    value: oir.Value | None = node.outputs[0]
-    while value is not None:
+    value: oir.Value = node.outputs[0]
+    if node.op_type in _ACCUMULATES:
+        while (scaled := _scaled(value, fixed)) is not None:
+            yield value
+            value = scaled
+    yield from _absorbed(value)
+
+
+def _absorbed(value: oir.Value) -> Iterator[oir.Value]:
+    """``value``, and what activations and quantizers make of it."""
+    yield value
+    while (read := _read_by(value, _ABSORBED)) is not None:
+        value = read
         yield value
-        value = _read_by(value)
 
 
-def _read_by(value: oir.Value) -> oir.Value | None:
-    """What an activation or quantizer makes of ``value``, where nothing else reads that."""
+def _reshaped(value: oir.Value) -> Iterator[list[oir.Value]]:
+    """The same behind each Reshape that gives ``value`` another shape."""
+    while (read := _read_by(value, _RESHAPES)) is not None:
+        behind = list(_absorbed(read))
+        yield behind
+        value = behind[-1]
+
+
+def _read_by(value: oir.Value, ops: frozenset[str]) -> oir.Value | None:
+    """What a node of ``ops`` makes of ``value``, where nothing else reads that."""
     uses = list(value.uses())
     readers = [use.node for use in uses]
     quantized = readers and all(node.op_type == "QuantizeLinear" for node in readers)
     if value.is_graph_output() or not (quantized or len(readers) == 1):
         return None
-    absorbed = readers[0].op_type in _ABSORBED and uses[0].idx == 0
-    return readers[0].outputs[0] if absorbed else None
+    return readers[0].outputs[0] if readers[0].op_type in ops and uses[0].idx == 0 else None
+
+
+def _scaled(value: oir.Value, fixed: set[oir.Value]) -> oir.Value | None:
+    """What a node makes of sums on the way to real numbers, where nothing else reads them."""
+    readers = [use.node for use in value.uses()]
+    if value.is_graph_output() or len(readers) != 1 or readers[0].op_type not in ("Add", "Cast", "Mul"):
+        return None
+    others = [one for one in readers[0].inputs if one is not value]
+    return readers[0].outputs[0] if all(one in fixed for one in others) else None
 
 
 def _is_integer(chain: list[oir.Value]) -> bool:

@@ -242,6 +242,58 @@ def test_a_grid_that_stands_for_an_activation_is_compared_behind_it(tmp_path: Pa
     assert found["n"].end_to_end.off_by == ()
 
 
+DYNAMIC = """g (float[N,4] x) => (float[N,4] y) <
+    int8[4,4] w = {127,0,0,0, 0,127,0,0, 0,0,127,0, 0,0,0,127}, float ws = {0.00787401574}, int8 wz = {0},
+    float[4] bias = {0, 0, 0, 0}, float two = {2}> {
+    [dq] xq, xs, xz = DynamicQuantizeLinear (x)
+    [scales] s = Mul (xs, ws)
+    [m_quant] sums = MatMulInteger (xq, w, xz, wz)
+    [cast] real = Cast <to = 1> (sums)
+    [scaled] a_scaled = Mul (real, s)
+    [m_bias] a = Add (a_scaled, bias)  [r] b = Relu (a)  [d] c = Mul (b, two)
+    [n_dq] cq, cs, cz = DynamicQuantizeLinear (c)
+    [n_scales] t = Mul (cs, ws)
+    [n_quant] n_sums = MatMulInteger (cq, w, cz, wz)
+    [n_cast] n_real = Cast <to = 1> (n_sums)
+    [n_scaled] y = Mul (n_real, t) }"""
+"""What a quantizer that finds ranges at run time makes of FLOAT."""
+
+
+def test_sums_of_dynamic_quantization_are_one_layer_with_what_makes_them_real(tmp_path: Path) -> None:
+    source, candidate = write(tmp_path, "float", FLOAT), write(tmp_path, "dynamic", DYNAMIC)
+    found = compare_layers(source, candidate, rows([3.0, 1.5, 2.0, 0.5]))
+    assert [(layer.name, layer.reference, layer.source) for layer in found.layers] == [
+        ("m_quant", "b", "m"),
+        ("d", "c", "d"),
+        ("n_quant", "y", "n"),
+    ]
+    assert (found.alone, found.has_local) == ((), True)
+    assert all(layer.errors("local").sqnr_db > 30.0 for layer in found.layers)
+
+
+BATCHED = """g (float[N,3,4] x) => (float[N,3,4] y) <float[4,4] w = {1,0,0,0, 0,1,0,0, 0,0,1,0, 0,0,0,1},
+    float[4] bias = {1, 2, 3, 4}, float two = {2}> {
+    [m] m_out = MatMul (x, w)  [b] a = Add (m_out, bias)  [d] y = Mul (a, two) }"""
+FLATTENED = """g (float[N,3,4] x) => (float[N,3,4] y) <float[4,4] w = {1,0,0,0, 0,1,0,0, 0,0,1,0, 0,0,0,2},
+    float[4] bias = {1, 2, 3, 4}, float two = {2}, int64[2] flat = {-1, 4}, int64[3] back = {-1, 3, 4}> {
+    [f] x_flat = Reshape (x, flat)
+    [m] m_flat = Gemm (x_flat, w, bias)
+    [k] a = Reshape (m_flat, back)  [d] y = Mul (a, two) }"""
+"""BATCHED as Gemm computes it, with an error in the weight."""
+
+
+def test_a_layer_computed_in_another_shape_is_matched_where_it_has_its_own_again(tmp_path: Path) -> None:
+    source, candidate = write(tmp_path, "batched", BATCHED), write(tmp_path, "flattened", FLATTENED)
+    data = [Batch({"x": np.ones((1, 3, 4), np.float32)}, None, 0)]
+    found = compare_layers(source, candidate, data)
+    assert [(layer.name, layer.reference, layer.source) for layer in found.layers] == [
+        ("m", "a", "m"),
+        ("d", "y", "d"),
+    ]
+    assert found.worst_first()[0].name == "m"
+    assert found.layers[1].errors("local").sqnr_db == math.inf
+
+
 def test_figures_by_hand(tmp_path: Path) -> None:
     source, candidate = write(tmp_path, "float", FLOAT), write(tmp_path, "others", OTHERS)
     # b is 3.2, 4.3, 0 and 1; on a grid of halves 3.0, 4.5, 0, 1. 2 b on a grid of ones: 6, 9, 0, 2.
@@ -348,6 +400,7 @@ def test_leaving_a_layer_in_float_is_measured(deep: tuple[Path, dict[str, Path]]
     layer = convolutions(forms["qdq"])[3]
     planted = doubled(forms["qdq"], layer, tmp_path, lambda scale: scale * np.float32(2.0))
     trials = try_skips(source, source, planted, [layer, "nobody"], batches(1))
+    assert (trials.samples, trials.calibrated, trials.reference, trials.unjudged) == (2, False, {}, "")
     assert trials.candidate < trials.whole.sqnr_db - 3.0
     trial, failed = trials.trials
     assert trial.quality is not None
