@@ -135,11 +135,11 @@ class Page:
     def _evaluation(self, models: dict[str, Path], source: Source, silent: bool) -> Evaluation:
         from qat2int8.pipelines.evaluation.evaluate import evaluate
         from qat2int8.pipelines.evaluation.metrics import metric_factory
-        from qat2int8.tools.feeding import progress
+        from qat2int8.tools.progress import counting
 
         wanted = self.metric or ("topk" if _has_labels(source.batches) else None)
         batches = source.batches_in(0)
-        with progress("measuring", batches, silent) as show:
+        with counting("measuring", batches, silent) as show:
             return evaluate(
                 models,
                 source.batches,
