@@ -28,6 +28,7 @@ class Code(enum.StrEnum):
     WEIGHT_REQUANTIZED = "Q201"
     WEIGHT_GRID_COMPUTED = "Q202"
     BIAS_OVERFLOW = "Q203"
+    PRODUCT_OVERFLOW = "Q204"
     # Placement
     KEPT_FLOAT = "Q301"
     OUTPUT_KEPT_FLOAT = "Q302"

@@ -68,7 +68,8 @@ class Target:
     float Clip in front does it. ``rewrites`` names the passes, among those that pay on some runtimes only, that
     run for this one, and ``formats`` the forms of a model that the runtime reads. ``faster_in_float`` names op
     types that have an integer kernel which is slower than Dequantize, the float kernel and Quantize. ``runtime``
-    is what executes the result, and with that how it can be certified.
+    is what executes the result, and with that how it can be certified. With ``product_sums`` "narrow" its
+    processors add products of uint8 activations and int8 weights in pairs in 16 bits, where they can overflow.
     """
 
     name: str
@@ -84,6 +85,7 @@ class Target:
     placement: Literal["around", "inputs"] = "around"
     integer_clip: bool = True
     runtime: Literal["onnxruntime", "openvino", "tensorrt"] = "onnxruntime"
+    product_sums: Literal["wide", "narrow"] = "wide"
     rewrites: tuple[str, ...] = ()
     faster_in_float: tuple[str, ...] = ()
     ops: Mapping[str, OpRule] = field(default_factory=dict)

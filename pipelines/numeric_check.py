@@ -9,10 +9,10 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 import onnx_ir as oir
-import onnxruntime as ort
 
 from qat2int8.ir import Code, Diagnostic, Model, PassFailed, Severity
 from qat2int8.passes import Numerics
+from qat2int8.pipelines.sessions import reference_session
 
 __all__ = ["NumericCheck"]
 
@@ -139,12 +139,7 @@ def _decibels(signal: float, noise: float) -> float:
 
 
 def _run(model: Model, feeds: Mapping[str, Array]) -> dict[str, Array]:
-    options = ort.SessionOptions()
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    options.log_severity_level = 4
-    session = ort.InferenceSession(
-        model.to_proto().SerializeToString(), options, providers=["CPUExecutionProvider"]
-    )
+    session = reference_session(model.to_proto().SerializeToString())
     names = [output.name for output in session.get_outputs()]
     results: list[Array] = session.run(names, dict(feeds))
     return dict(zip(names, results, strict=True))

@@ -10,6 +10,7 @@ import numpy.typing as npt
 import onnxruntime as ort
 
 from qat2int8.ir import DataError, Target, UnsupportedModel
+from qat2int8.pipelines.exact_products import exact_products
 
 __all__ = [
     "Feeds",
@@ -49,31 +50,37 @@ def session(
     return _open(model, options)
 
 
-def deployed_session(target: Target, model: ModelFile, *, optimized: Path | None = None) -> ort.InferenceSession:
+def deployed_session(
+    target: Target, model: ModelFile, *, threads: int = 0, optimized: Path | None = None
+) -> ort.InferenceSession:
     """A session that computes ``model`` as ``target`` does, as near as onnxruntime on this machine comes to it.
 
     On x86 onnxruntime makes uint8 of int8 activations, and leaves layers in float where it cannot. On ARM it does
     not; the option that says so there by default makes it build the same graph of int8 kernels here, slow ones.
-    For a target with another runtime each node computes what the graph says: optimisation is off.
+    Products that overflow here and not there are computed exactly. For a target with another runtime each node
+    computes what the graph says: optimisation is off.
 
     Raises:
         UnsupportedModel: the runtime refuses the model.
     """
     if target.runtime != "onnxruntime":
-        return reference_session(model)
-    options = _options(0)
+        return reference_session(model, threads=threads)
+    options = _options(threads)
     if optimized is not None:
         options.optimized_model_filepath = str(optimized)
     if target.activation == "int8":
         options.add_session_config_entry("session.qdqisint8allowed", "1")
-    return _open(model, options)
+        return _open(model, options)
+    with exact_products(model) as exact:
+        return _open(exact, options)
 
 
 def reference_session(model: ModelFile, *, threads: int = 0) -> ort.InferenceSession:
     """A session that computes what the graph says, node by node: optimisation off."""
     options = _options(threads)
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    return _open(model, options)
+    with exact_products(model, dequantized=False) as exact:
+        return _open(exact, options)
 
 
 def profiled_session(model: ModelFile, prefix: Path, *, threads: int = 0) -> ort.InferenceSession:

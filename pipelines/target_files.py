@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import functools
+import platform
 import typing
 from importlib import resources
 from pathlib import Path
@@ -14,11 +15,17 @@ from pydantic import BaseModel, ConfigDict, create_model
 
 from qat2int8.ir import OpRule, PipelineError, Target
 from qat2int8.passes import all_passes
+from qat2int8.pipelines.exact_products import products_overflow
 from qat2int8.pipelines.spec import read_document
 
-__all__ = ["DEFAULT_TARGET", "load_target", "target_names"]
+__all__ = ["DEFAULT_TARGET", "NATIVE", "load_target", "native_target", "target_names"]
 
 DEFAULT_TARGET = "ort-x86"
+"""Not what suits the machine at hand: a conversion gives the same model wherever it runs."""
+NATIVE = "native"
+"""Stands for :func:`native_target`."""
+
+_ARM = ("aarch64", "arm64")
 
 
 def target_names() -> tuple[str, ...]:
@@ -27,19 +34,28 @@ def target_names() -> tuple[str, ...]:
     return tuple(sorted(f.name.removesuffix(".yaml") for f in folder.iterdir() if f.name.endswith(".yaml")))
 
 
+def native_target() -> str:
+    """The name of the target whose models onnxruntime runs best, and with the right numbers, on this machine."""
+    if platform.machine().lower() in _ARM:
+        return "ort-arm"
+    return "ort-x86-avx2" if products_overflow() else "ort-x86"
+
+
 def load_target(name_or_path: str | Path) -> Target:
-    """A shipped target by its name, or one's own by the path of its YAML file.
+    """A shipped target by its name, the one for this machine as ``native``, or one's own by the path of its file.
 
     Raises:
         PipelineError: no such target or file, or a file with unknown keys or values.
     """
     wanted = str(name_or_path)
+    if wanted == NATIVE:
+        wanted = native_target()
     if wanted in target_names():
         shipped = resources.files("qat2int8.pipelines.targets").joinpath(f"{wanted}.yaml")
         return _read(shipped.read_text(encoding="utf-8"), f"{wanted}.yaml")
     if not wanted.endswith((".yaml", ".yml")):
         near = difflib.get_close_matches(wanted, target_names(), n=1)
-        known = f"known: {', '.join(target_names())}, or the path of a .yaml file"
+        known = f"known: {', '.join(target_names())}, {NATIVE}, or the path of a .yaml file"
         raise PipelineError(
             f"no target is called '{wanted}'", remedy=f"did you mean '{near[0]}'?" if near else known
         )

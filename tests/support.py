@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import onnx
-import onnxruntime as ort
 
 from qat2int8.ir import Contract, Model, OpRule, QuantParams, Target
 from qat2int8.passes import Context, Pass, PassResult
+from qat2int8.pipelines.sessions import deployed_session, reference_session
+from qat2int8.pipelines.target_files import load_target
 
 Feeds = dict[str, npt.NDArray[Any]]
 
@@ -31,6 +32,8 @@ TARGET = Target(
     max_ir_version=13,
     ops={"Conv": OpRule(Contract.COMPUTE, absorbs=("Relu", "Clip"), weight_axis=0)},
 )
+
+X86 = load_target("ort-x86")
 
 
 def parse(text: str) -> Model:
@@ -88,14 +91,10 @@ def check_pass(
 
 
 def run(model: Model | onnx.ModelProto, feeds: Feeds, *, optimize: bool = False) -> list[Any]:
-    """The model's outputs in onnxruntime, optimisation off unless asked for."""
+    """The model's outputs in onnxruntime: node by node, or optimised as on a processor with VNNI."""
     proto = model.to_proto() if isinstance(model, Model) else model
-    options = ort.SessionOptions()
-    options.log_severity_level = 3
-    options.intra_op_num_threads = 1
-    if not optimize:
-        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    session = ort.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    content = proto.SerializeToString()
+    session = deployed_session(X86, content, threads=1) if optimize else reference_session(content, threads=1)
     outputs: list[Any] = session.run(None, feeds)
     return outputs
 

@@ -12,7 +12,7 @@ import typer
 
 from qat2int8.pipelines.figures import as_bytes, as_count, as_percent
 from qat2int8.tools.console import Debug, Json, Quiet, Report, Verbose
-from qat2int8.tools.evidence import report_certificate
+from qat2int8.tools.evidence import report_certificate, report_overflow
 from qat2int8.tools.options import (
     BatchSize,
     Calibrating,
@@ -230,6 +230,7 @@ def report_conversion(report: Report, conversion: Conversion, compared: Fidelity
             report.line(f"{'' if index else 'fidelity':13}{text}")
         if report.verbose and not isinstance(compared, Exception):
             _report_levels(report, compared)
+    report_overflow(report, conversion.diagnostics)
 
 
 def report_float(report: Report, conversion: Conversion) -> None:

@@ -31,7 +31,10 @@ Output = Annotated[
     Path,
     typer.Option("--output", "-o", metavar="FILE", help="Where to write the INT8 model.", show_default=False),
 ]
-TargetName = Annotated[str, typer.Option("--target", metavar="TARGET", help="A target's name or .yaml file.")]
+TargetName = Annotated[
+    str,
+    typer.Option("--target", metavar="TARGET", help="A target's name or .yaml file; native: for this machine."),
+]
 QuantizeOps = Annotated[
     str,
     typer.Option(

@@ -8,14 +8,14 @@ import numpy as np
 import onnx
 import pytest
 from float_networks import Array, convolutions, images
-from support import REPOSITORY, parse
+from support import REPOSITORY, X86, parse
 
 from qat2int8.ir import Code, DataError, Provenance, UnsupportedModel
 from qat2int8.pipelines.calibration import ALGORITHMS, calibrate
 from qat2int8.pipelines.calibration.steps import with_calibration
 from qat2int8.pipelines.convert import Conversion, convert
 from qat2int8.pipelines.quantize import quantize
-from qat2int8.pipelines.sessions import run_session, session
+from qat2int8.pipelines.sessions import deployed_session, run_session
 from qat2int8.pipelines.shipped import load_pipeline
 from qat2int8.pipelines.spec import flatten
 from qat2int8.pipelines.tables import CalibrationTable, Entry
@@ -26,7 +26,7 @@ DATA = {"image": images(64)}
 
 def logits(model: onnx.ModelProto | Conversion, data: Array) -> Array:
     proto = model.model.to_proto() if isinstance(model, Conversion) else model
-    return run_session(session(proto.SerializeToString()), {"image": data})[0]
+    return run_session(deployed_session(X86, proto.SerializeToString()), {"image": data})[0]
 
 
 def operators(conversion: Conversion) -> list[str]:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -127,3 +128,35 @@ def test_signed_grids_behind_a_relu_are_left_to_targets_that_leave_the_relu_in_t
         target = load_target(name)
         absorbs = any(rule.absorbs for rule in target.ops.values())
         assert ("update-relu-output-scales" in target.rewrites) == absorbs
+
+
+@pytest.mark.parametrize(
+    ("machine", "overflows", "name"),
+    [
+        ("x86_64", False, "ort-x86"),
+        ("AMD64", True, "ort-x86-avx2"),
+        ("aarch64", False, "ort-arm"),
+        ("arm64", False, "ort-arm"),
+    ],
+)
+def test_native_is_the_one_for_this_machine(
+    machine: str, overflows: bool, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("platform.machine", lambda: machine)
+    monkeypatch.setattr("qat2int8.pipelines.target_files.products_overflow", lambda: overflows)
+    assert load_target("native") == load_target(name)
+
+
+def test_the_targets_for_x86_differ_in_what_overflows_only() -> None:
+    with_vnni, without = load_target("ort-x86"), load_target("ort-x86-avx2")
+    signing = "sign-matmul-operands"
+    assert (
+        dataclasses.replace(
+            with_vnni,
+            name=without.name,
+            description=without.description,
+            product_sums="narrow",
+            rewrites=tuple(name for name in with_vnni.rewrites if name != signing),
+        )
+        == without
+    )

@@ -78,10 +78,22 @@ def test_the_report(source: Path, tmp_path: Path) -> None:
     lines = result.stdout.splitlines()
     assert lines[0].split() == ["op", "before", "after"]
     labels = [line.split()[0] for line in lines if line and not line.startswith((" ", "─"))]
-    assert labels[-5:] == ["certificate", "fidelity", "size", "written", "left"]
+    assert labels[-6:] == ["certificate", "fidelity", "overflow", "size", "written", "left"]
     assert any(line.startswith("certificate  100.0 % of ") for line in lines)
     assert "left float   no Conv, Gemm or MatMul" in lines
     assert result.stderr == ""
+
+
+@pytest.mark.parametrize("overflows", [False, True])
+def test_the_report_says_where_products_overflow(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, overflows: bool
+) -> None:
+    monkeypatch.setattr("qat2int8.pipelines.exact_products.products_overflow", lambda: overflows)
+    lines = invoke(source, tmp_path, "--no-fidelity").stdout.splitlines()
+    (index,) = (i for i, line in enumerate(lines) if line.startswith("overflow "))
+    assert lines[index].endswith("on x86 processors without VNNI: wrong numbers")
+    assert ("and this is one of them" in lines[index + 1]) == overflows
+    assert "overflow" not in invoke(source, tmp_path, "--no-fidelity", "--target", "ort-x86-avx2").stdout
 
 
 def test_op_types_that_did_not_change_share_a_row(source: Path, tmp_path: Path) -> None:
