@@ -34,6 +34,7 @@ def demo(json: Json = False, quiet: Quiet = False, verbose: Verbose = False, deb
     from qat2int8.pipelines.convert import convert
     from qat2int8.pipelines.quantize import quantize
     from qat2int8.pipelines.sessions import reference_session, run_session, session
+    from qat2int8.pipelines.target_files import NATIVE
     from qat2int8.tools.convert import report_conversion, report_float
 
     report = Report(json=json, quiet=quiet, verbose=verbose)
@@ -44,10 +45,10 @@ def demo(json: Json = False, quiet: Quiet = False, verbose: Verbose = False, deb
             images = digits["images"].astype(np.float32)[:, None] / np.float32(255.0)
             labels = digits["labels"]
         int8 = Path(scratch) / "resnet_int8.onnx"
-        conversion = convert(qat)
+        conversion = convert(qat, target=NATIVE)
         conversion.save(int8)
         calibrated = Path(scratch) / "resnet_calibrated.onnx"
-        quantize(fp32, {"image": images[:_CALIBRATED]}).save(calibrated)
+        quantize(fp32, {"image": images[:_CALIBRATED]}, target=NATIVE).save(calibrated)
 
         report.line(
             f"A residual network trained on MNIST with fake quantization on the inputs of Conv\n"

@@ -28,7 +28,7 @@ def targets(
     debug: Debug = False,
 ) -> None:
     """List the shipped targets, or show what one of them takes and which rewrites it asks for."""
-    from qat2int8.pipelines.target_files import load_target, target_names
+    from qat2int8.pipelines.target_files import load_target, native_target, target_names
 
     report = Report(json=json, quiet=quiet, verbose=verbose)
     if name:
@@ -38,6 +38,8 @@ def targets(
         return
     shipped = [load_target(each) for each in target_names()]
     report.table(("target", "what it is for"), [(target.name, target.description) for target in shipped])
+    report.line()
+    report.line(f"native stands for the one for this machine: {native_target()}.")
     report.data([_document(target) for target in shipped])
 
 

@@ -9,7 +9,7 @@ import yaml
 from support import REPOSITORY
 from typer.testing import CliRunner, Result
 
-from qat2int8.pipelines.target_files import target_names
+from qat2int8.pipelines.target_files import load_target, target_names
 from qat2int8.tools.cli import app
 
 
@@ -18,8 +18,10 @@ def invoke(*words: str) -> Result:
 
 
 def test_all_targets_are_listed() -> None:
-    listed = [line.split()[0] for line in invoke().stdout.splitlines()[2:] if not line.startswith(" ")]
+    table, native = invoke().stdout.split("\n\n")
+    listed = [line.split()[0] for line in table.splitlines()[2:] if not line.startswith(" ")]
     assert listed == list(target_names())
+    assert native == f"native stands for the one for this machine: {load_target('native').name}.\n"
 
 
 def test_one_is_shown_with_its_fields_and_ops() -> None:
