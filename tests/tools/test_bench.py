@@ -183,6 +183,14 @@ def test_mistakes_are_told_in_one_line(
     assert asked == []
 
 
+def test_the_document_is_told_of(asked: list[tuple[str, str, int, list[str]]]) -> None:
+    document = json.loads(bench("resnet50", "--json").stdout)
+    (paragraph,) = re.findall(r"^`--json` holds .*?\n\n", (report.DOCS / "benchmarks.md").read_text(), re.M | re.S)
+    (result,) = document["results"]
+    known = [*document, *result, *result["contenders"]["float"], *result["conversion"]["qat2int8"]]
+    assert set(re.findall(r"`(\w+)`", paragraph)) == set(known)
+
+
 @pytest.fixture
 def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     """In place of ResNet-50."""
