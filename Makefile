@@ -16,7 +16,7 @@ help:
 	@echo "make lint     ruff: rules and layout        make format   put it right"
 	@echo "make types    mypy, strict"
 	@echo "make package  wheel and sdist in dist/"
-	@echo "make bench    the measurements of docs/benchmarks.md, minutes of an idle machine"
+	@echo "make bench    the measurements of docs/benchmarks.md, most of an hour of an idle machine"
 	@echo "make clean    remove what make made"
 
 venv: $(INSTALLED)
