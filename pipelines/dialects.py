@@ -10,7 +10,7 @@ from qat2int8.passes.qoperators import QOPERATORS
 from qat2int8.passes.read_openvino_fake_quantize import OPENVINO_DOMAIN
 from qat2int8.passes.read_qonnx_quant import QONNX_DOMAINS
 
-__all__ = ["has_fake_quant", "is_readable"]
+__all__ = ["has_fake_quant", "is_foreign", "is_readable"]
 
 
 _ROUNDING = ("QuantizeLinear", "DequantizeLinear", "Round", "Floor")
@@ -27,18 +27,19 @@ def has_fake_quant(model: Model) -> bool:
 
 
 def is_readable(model: Model) -> bool:
-    """Whether no op is left that stands for quantization in a dialect of its own, which no runtime loads."""
+    """Whether no :func:`is_foreign` op is left."""
     functions = (node for function in model.ir.functions.values() for node in function)
-    return not any(_is_foreign(node) for node in (*model.graph.all_nodes(), *functions))
+    return not any(is_foreign(node) for node in (*model.graph.all_nodes(), *functions))
 
 
 def _is_fake_quant(node: oir.Node) -> bool:
     if node.op_type in _ROUNDING or (node.domain, node.op_type) in QOPERATORS:
         return True
-    return _is_foreign(node) or "out_threshold" in node.attributes or "out_threshold" in node.metadata_props
+    return is_foreign(node) or "out_threshold" in node.attributes or "out_threshold" in node.metadata_props
 
 
-def _is_foreign(node: oir.Node) -> bool:
+def is_foreign(node: oir.Node) -> bool:
+    """Whether ``node`` stands for quantization in a dialect of its own, which no runtime loads."""
     if node.domain in QONNX_DOMAINS or is_paddle(node):
         return True
     return (node.domain, node.op_type) == (OPENVINO_DOMAIN, "FakeQuantize")

@@ -59,7 +59,7 @@ def report(
     page.check(model, reference)
     document, failures = page.write(model, reference, silent=quiet or json)
     for card in document.cards:
-        told.line(f"{card.label:28} {card.value:>8}  {card.hint}")
+        told.line(f"{card.label:18} {card.value:>8}  {card.hint}")
     page.tell(told, document)
     told.data(document.model_dump(mode="json"))
     print_failures(failures)

@@ -18,7 +18,7 @@ import onnxruntime as ort
 from qat2int8.ir import DataError, Qat2Int8Error
 from qat2int8.pipelines.data import Batch
 from qat2int8.pipelines.evaluation.failure import Failure
-from qat2int8.pipelines.evaluation.metrics import Metric
+from qat2int8.pipelines.evaluation.metrics import SHARE, Metric
 from qat2int8.pipelines.sessions import run_session, session
 
 __all__ = ["Evaluation", "ModelScore", "Timing", "evaluate"]
@@ -83,6 +83,7 @@ class ModelScore:
         threads: intra-op threads of the session; 0 is what the runtime chose.
         samples: how many were judged.
         metrics: figures by name, the judged one first; empty where nothing was judged.
+        unit: of those figures; empty for plain numbers.
         loss: mean over samples of the output that is a loss, None where there is none.
         timing: of all batches.
         warm: of the batches behind the skipped ones.
@@ -92,6 +93,7 @@ class ModelScore:
     threads: int
     samples: int
     metrics: dict[str, float]
+    unit: str
     loss: float | None
     timing: Timing
     warm: Timing
@@ -103,6 +105,7 @@ class ModelScore:
             "threads": self.threads,
             "samples": self.samples,
             "metrics": self.metrics,
+            "unit": self.unit,
             "loss": self.loss,
             "timing": self.timing.as_dict(),
             "timing_without_skipped": self.warm.as_dict(),
@@ -121,12 +124,16 @@ class Evaluation:
         """The score of one model on one number of threads."""
         return next(score for score in self.scores if (score.model, score.threads) == (model, threads))
 
-    def speedup(self, model: str, reference: str, threads: int) -> float:
-        """How many times faster than ``reference``: median over the batches both ran, without skipped ones."""
+    def ratios(self, model: str, reference: str, threads: int) -> list[float]:
+        """How many times faster than ``reference`` on each batch that both ran, without skipped ones."""
         ours, theirs = (self.of(name, threads).warm for name in (model, reference))
         slow = dict(zip(theirs.batches, theirs.seconds, strict=True))
         pairs = zip(ours.batches, ours.seconds, strict=True)
-        ratios = [slow[number] / fast for number, fast in pairs if number in slow]
+        return [slow[number] / fast for number, fast in pairs if number in slow]
+
+    def speedup(self, model: str, reference: str, threads: int) -> float:
+        """How many times faster than ``reference``: the median over the batches; NaN without one."""
+        ratios = self.ratios(model, reference, threads)
         return statistics.median(ratios) if ratios else math.nan
 
     def as_dict(self) -> dict[str, Any]:
@@ -266,8 +273,9 @@ class _Runner:
     def score(self, skip: int) -> ModelScore:
         loss = self.sums["loss"] / self.samples if self.loss is not None and self.samples else None
         timing = Timing(tuple(self.numbers), tuple(self.seconds), tuple(self.sizes))
+        unit = self.metric.unit if self.metric is not None else SHARE if self.judges else ""
         return ModelScore(
-            self.name, self.threads, self.samples, self.figures(), loss, timing, timing.without(skip)
+            self.name, self.threads, self.samples, self.figures(), unit, loss, timing, timing.without(skip)
         )
 
 

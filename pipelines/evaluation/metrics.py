@@ -14,7 +14,9 @@ import numpy.typing as npt
 
 from qat2int8.ir import DataError
 
-__all__ = ["METRICS", "Metric", "metric_factory"]
+__all__ = ["METRICS", "SHARE", "Metric", "metric_factory"]
+
+SHARE = "% of samples"
 
 Array = npt.NDArray[Any]
 
@@ -23,7 +25,12 @@ _IGNORED = 255
 
 
 class Metric(Protocol):
-    """A score over all samples seen so far; ``result`` names its figures, the first is the one that is judged."""
+    """A score over all samples seen so far; ``result`` names its figures, the first is the one that is judged.
+
+    ``unit``: of all its figures; :data:`SHARE` where they are shares of the samples, empty for plain numbers.
+    """
+
+    unit: str
 
     def update(self, outputs: Sequence[Array], labels: Array | None, first: int) -> None:
         """Take in one batch; ``first`` is the index of its first sample in the data.
@@ -41,6 +48,8 @@ class TopK:
 
     Scores are the first output, classes on the last axis that is longer than 1; labels are shape (N,) or (N, 1).
     """
+
+    unit = SHARE
 
     def __init__(self) -> None:
         self.samples = self.first_hits = self.five_hits = 0
@@ -69,6 +78,8 @@ class MeanIoU:
 
     The first output is (N, C, H, W) scores or (N, H, W) classes; labels are (N, H, W), 255 is ignored.
     """
+
+    unit = "%"
 
     def __init__(self) -> None:
         self.confusion: npt.NDArray[np.int64] = np.zeros((0, 0), np.int64)
@@ -106,6 +117,8 @@ class Psnr:
     The peak is 255 for integer labels and 1 for float ones. An exact sample counts as 100 dB.
     """
 
+    unit = "dB"
+
     def __init__(self) -> None:
         self.total, self.samples = 0.0, 0
 
@@ -129,6 +142,8 @@ _EXACT_DB = 100.0
 class Spearman:
     """Spearman's rank correlation of the first output (one number a sample) with the labels, from -1 to 1."""
 
+    unit = ""
+
     def __init__(self) -> None:
         self.scores: list[float] = []
         self.labels: list[float] = []
@@ -149,6 +164,8 @@ class Spearman:
 
 class F1:
     """F1 in percent: of class 1 where there are two classes, else averaged over the classes that occur."""
+
+    unit = "%"
 
     def __init__(self) -> None:
         self.counts = np.zeros((3, 0), np.int64)  # hits, predicted, true, by class
@@ -173,6 +190,8 @@ class F1:
 
 class Custom:
     """A function of the caller's, ``function(outputs, labels) -> number``, averaged over samples."""
+
+    unit = ""
 
     def __init__(self, name: str, function: Callable[[Sequence[Array], Array | None], float]) -> None:
         self.name, self.function = name, function

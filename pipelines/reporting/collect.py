@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,21 +17,26 @@ from qat2int8.pipelines.evaluation.activations import Activation
 from qat2int8.pipelines.evaluation.compare import Comparison
 from qat2int8.pipelines.evaluation.evaluate import Evaluation, ModelScore
 from qat2int8.pipelines.evaluation.failure import Failure
+from qat2int8.pipelines.evaluation.metrics import SHARE
 from qat2int8.pipelines.explanation import Explanation, explain
-from qat2int8.pipelines.figures import as_decimal, as_percent
+from qat2int8.pipelines.figures import as_count, as_decimal, as_percent
 from qat2int8.pipelines.reporting.document import (
     Accuracy,
     Card,
     Drawing,
+    Finding,
     FloatReason,
     Histogram,
     Layer,
     LayerError,
+    Machine,
     ModelFacts,
     ReportDocument,
     Speed,
+    worst_first,
 )
 from qat2int8.pipelines.reporting.drawing import Kind, draw
+from qat2int8.pipelines.reporting.interval import interval
 from qat2int8.pipelines.shipped import load_pipeline
 from qat2int8.pipelines.spec import flatten
 from qat2int8.pipelines.version import VERSION
@@ -78,6 +84,7 @@ def collect(
     layers = _layers(explanation)
     speed = _speeds(evaluation)
     accuracy = _accuracies(evaluation)
+    unit = evaluation.scores[0].unit.partition(" ")[0] if evaluation is not None else ""
     errors = _errors(comparison)
     failures = [*(evaluation.failures if evaluation else ()), *(comparison.failures if comparison else ())]
     machine = environment()
@@ -86,9 +93,10 @@ def collect(
         made=f"{datetime.datetime.now().astimezone():%Y-%m-%d %H:%M}, qat2int8 {VERSION}",
         model=_facts(model, explanation.model),
         reference=_facts(reference, original) if reference is not None and original is not None else None,
-        cards=tuple(_cards(explanation, accuracy, speed, reference, errors)),
+        cards=tuple(_cards(explanation, accuracy, unit, speed, reference, errors)),
         accuracy=accuracy,
         speed=speed,
+        unit=unit,
         data=data,
         notes=(*notes, *_failed(failures)),
         layers=layers,
@@ -104,9 +112,9 @@ def collect(
             )
             for group in explanation.left_float
         ),
-        findings=tuple(finding.as_dict() for finding in explanation.diagnostics),
+        findings=tuple(Finding(**finding.as_dict()) for finding in explanation.diagnostics),
         pipeline=_pipeline(explanation),
-        environment=machine.as_dict(),
+        environment=Machine(**machine.as_dict()),
     )
 
 
@@ -117,11 +125,16 @@ def _failed(failures: Sequence[Failure]) -> list[str]:
     return [*told, f"left out: {more} more batches"] if more else told
 
 
-def _facts(path: Path, model: Model) -> ModelFacts:
+def _file_bytes(path: Path) -> int:
+    """With the weights that lie beside it."""
     beside = path.with_name(f"{path.name}.data")
+    return path.stat().st_size + (beside.stat().st_size if beside.exists() else 0)
+
+
+def _facts(path: Path, model: Model) -> ModelFacts:
     return ModelFacts(
         name=path.name,
-        bytes=path.stat().st_size + (beside.stat().st_size if beside.exists() else 0),
+        bytes=_file_bytes(path),
         nodes=sum(1 for _ in model.graph.all_nodes()),
         inputs=tuple(value.name or "" for value in model.graph.inputs),
         outputs=tuple(value.name or "" for value in model.graph.outputs),
@@ -157,6 +170,11 @@ def _accuracies(evaluation: Evaluation | None) -> tuple[Accuracy, ...]:
                 model=score.model,
                 samples=score.samples,
                 figures=dict(score.metrics),
+                intervals={
+                    figure: interval(percent, score.samples)
+                    for figure, percent in score.metrics.items()
+                    if score.unit == SHARE and score.samples
+                },
                 loss=score.loss,
                 difference=difference,
             )
@@ -168,22 +186,35 @@ def _speeds(evaluation: Evaluation | None) -> tuple[Speed, ...]:
     if evaluation is None:
         return ()
     first = evaluation.scores[0].model
-    rows = ((score, evaluation.speedup(score.model, first, score.threads)) for score in evaluation.scores)
-    return tuple(_speed(score, ratio) for score, ratio in rows)
+    return tuple(
+        _speed(score, evaluation.ratios(score.model, first, score.threads)) for score in evaluation.scores
+    )
 
 
-def _speed(score: ModelScore, ratio: float) -> Speed:
-    quartiles = [1000.0 * float(part) for part in np.quantile(score.warm.seconds or (np.nan,), (0.25, 0.75))]
+def _speed(score: ModelScore, ratios: Sequence[float]) -> Speed:
+    milliseconds = [1000.0 * second for second in score.warm.seconds]
+    lower, _, upper = _quartiles(milliseconds)
+    slower, ratio, faster = _quartiles(ratios)
     return Speed(
         model=score.model,
         threads=score.threads,
+        batches=len(milliseconds),
+        batch_size=max(score.warm.samples, default=0),
         samples_per_second=score.warm.throughput,
         median_ms=score.warm.median_ms,
-        lower_quartile_ms=quartiles[0],
-        upper_quartile_ms=quartiles[1],
+        lower_quartile_ms=lower,
+        upper_quartile_ms=upper,
         p99_ms=score.warm.p99_ms,
         ratio=ratio,
+        ratio_lower_quartile=slower,
+        ratio_upper_quartile=faster,
     )
+
+
+def _quartiles(values: Sequence[float]) -> tuple[float, float, float]:
+    """Lower quartile, median and upper quartile; NaN without values."""
+    lower, middle, upper = np.quantile(values or (np.nan,), (0.25, 0.5, 0.75))
+    return float(lower), float(middle), float(upper)
 
 
 def _errors(comparison: Comparison | None) -> tuple[LayerError, ...]:
@@ -193,6 +224,7 @@ def _errors(comparison: Comparison | None) -> tuple[LayerError, ...]:
         LayerError(
             name=layer.name,
             op_type=layer.op_type,
+            exact=layer.errors("local").sqnr_db == math.inf,
             sqnr_db=layer.errors("local").sqnr_db,
             cosine=layer.errors("local").cosine,
             max_error=layer.errors("local").max_error,
@@ -205,43 +237,37 @@ def _errors(comparison: Comparison | None) -> tuple[LayerError, ...]:
 
 def _histogram(value: Activation) -> Histogram:
     return Histogram(
+        layer=value.layer,
         tensor=value.tensor,
         lo=value.lo,
         hi=value.hi,
         counts=value.counts,
         grid_lo=value.grid_lo,
         grid_hi=value.grid_hi,
+        saturated=value.saturated,
     )
 
 
 def _cards(
     explanation: Explanation,
     accuracy: Sequence[Accuracy],
+    unit: str,
     speed: Sequence[Speed],
     reference: Path | None,
     errors: Sequence[LayerError],
 ) -> list[Card]:
     certificate = explanation.certificate
-    share = certificate.integer_macs_percent
-    executed = certificate.basis == "executed"
     cards = [
         Card(
-            label="Integer multiply-accumulates" if executed else "Multiply-accumulates between quantizers",
-            value=as_percent(share),
-            hint=f"{sum(record.integer for record in certificate.compute)} of {len(certificate.compute)} layers",
+            label="In integers" if certificate.basis == "executed" else "Between quantizers",
+            value=as_percent(certificate.integer_macs_percent),
+            hint=f"of {as_count(certificate.macs)} multiply-accumulates, "
+            f"{sum(record.integer for record in certificate.compute)} of {len(certificate.compute)} layers",
             tone="doubtful" if certificate.float_compute else "good",
         )
     ]
-    if len(accuracy) > 1 and accuracy[-1].difference is not None:
-        figure, value = next(iter(accuracy[-1].figures.items()))
-        cards.append(
-            Card(
-                label=figure,
-                value="–" if value is None else f"{value:.2f}",
-                hint=f"{as_decimal(accuracy[-1].difference, signed=True)} against {accuracy[0].model}",
-                tone="good" if accuracy[-1].difference > -0.5 else "doubtful",
-            )
-        )
+    if accuracy:
+        cards.append(_answers(accuracy, unit))
     ratios = [row.ratio for row in speed if row.model == speed[-1].model and row.ratio is not None]
     if len({row.model for row in speed}) > 1 and ratios:
         cards.append(
@@ -253,21 +279,38 @@ def _cards(
             )
         )
     if reference is not None:
-        before, after = reference.stat().st_size, explanation.path.stat().st_size
+        before, after = _file_bytes(reference), _file_bytes(explanation.path)
         cards.append(Card(label="Size", value=f"{100.0 * after / before:.0f} %", hint="of the reference"))
-    known = [error for error in errors if error.sqnr_db is not None]
-    if known:
-        worst = min(known, key=lambda error: error.sqnr_db or 0.0)
-        cards.append(Card(label="Worst layer", value=f"{worst.sqnr_db:.1f} dB", hint=worst.name))
+    if errors:
+        worst = worst_first(errors)[0]
+        value = "exact" if worst.exact else f"{as_decimal(worst.sqnr_db, 1)} dB"
+        cards.append(Card(label="Worst layer", value=value, hint=worst.name))
+    left = sum(len(group.nodes) for group in explanation.left_float)
     cards.append(
         Card(
             label="Left in float",
-            value=str(sum(len(group.nodes) for group in explanation.left_float)),
-            hint="nodes that could be integer",
-            tone="good" if not explanation.left_float else "doubtful",
+            value=str(left),
+            hint=f"{'node' if left == 1 else 'nodes'} that could be integer",
+            tone="doubtful" if left else "good",
         )
     )
     return cards
+
+
+def _answers(accuracy: Sequence[Accuracy], unit: str) -> Card:
+    """The first figure of the last model, the one that the report is about."""
+    last = accuracy[-1]
+    figure, value = next(iter(last.figures.items()))
+    shown = f"{as_decimal(value)} {unit}".strip()
+    if len(accuracy) == 1 or last.difference is None:
+        return Card(label=figure, value=shown, hint=f"of {last.samples} samples" if unit == "%" else "")
+    points = "points " if unit == "%" else f"{unit} " if unit else ""
+    return Card(
+        label=figure,
+        value=shown,
+        hint=f"{as_decimal(last.difference, signed=True)} {points}against {accuracy[0].model}",
+        tone="good" if last.difference > -0.5 else "doubtful",
+    )
 
 
 def _drawings(explanation: Explanation, original: Model | None) -> list[Drawing]:

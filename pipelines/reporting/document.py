@@ -1,4 +1,8 @@
-"""What a report says, apart from how it looks: its JSON form, whose schema comes from here."""
+"""What a report says, apart from how it looks: its JSON form.
+
+Its schema, ``report.schema.json`` beside this file, comes from here:
+``python -m qat2int8.pipelines.reporting.schema`` writes it.
+"""
 
 from __future__ import annotations
 
@@ -14,13 +18,16 @@ __all__ = [
     "Drawing",
     "DrawnEdge",
     "DrawnNode",
+    "Finding",
     "FloatReason",
     "Histogram",
     "Layer",
     "LayerError",
+    "Machine",
     "ModelFacts",
     "ReportDocument",
     "Speed",
+    "decibels",
     "worst_first",
 ]
 
@@ -57,26 +64,37 @@ class ModelFacts(_Part):
 
 
 class Accuracy(_Part):
-    """Answers of one model; ``difference`` of the first figure against the first model, in its unit."""
+    """Answers of one model; ``difference`` of the first figure against the first model, in its unit.
+
+    ``intervals``: of figures that are shares of the samples, what so few samples say about all there might be.
+    """
 
     model: str
     samples: int
     figures: dict[str, Number]
+    intervals: dict[str, tuple[float, float]] = {}
     loss: Number
     difference: Number
 
 
 class Speed(_Part):
-    """Time a batch of one model, milliseconds; ``ratio`` is how many times faster than the first model."""
+    """Time a batch of one model, milliseconds; ``ratio`` is how many times faster than the first model.
+
+    Quartiles are of the batches: half of them lie between.
+    """
 
     model: str
     threads: int
+    batches: int
+    batch_size: int
     samples_per_second: Number
     median_ms: Number
     lower_quartile_ms: Number
     upper_quartile_ms: Number
     p99_ms: Number
     ratio: Number
+    ratio_lower_quartile: Number
+    ratio_upper_quartile: Number
 
 
 class Layer(_Part):
@@ -90,10 +108,15 @@ class Layer(_Part):
 
 
 class LayerError(_Part):
-    """How far one tensor is from the reference's; ``off_by``: shares of positions off by 0, 1, 2 ... levels."""
+    """How far one tensor is from the reference's.
+
+    ``sqnr_db`` is null where the two are equal, which ``exact`` says, and where one has no numbers or only zeros.
+    ``off_by``: shares of positions off by 0, 1, 2 ... levels.
+    """
 
     name: str
     op_type: str
+    exact: bool
     sqnr_db: Number
     cosine: Number
     max_error: Number
@@ -102,18 +125,20 @@ class LayerError(_Part):
 
 
 class Histogram(_Part):
-    """Values of one tensor over the data, and the range its grid keeps of them."""
+    """Values of one tensor over the data, the range its grid keeps of them, and how many lie outside."""
 
+    layer: str
     tensor: str
     lo: float
     hi: float
     counts: tuple[int, ...]
     grid_lo: Number
     grid_hi: Number
+    saturated: int
 
 
 class DrawnNode(_Part):
-    """A node in a drawing; coordinates count boxes from the top left."""
+    """A node, or an input or output of the graph (``end``), in a drawing; places count boxes from the top left."""
 
     name: str
     op_type: str
@@ -132,11 +157,15 @@ class DrawnEdge(_Part):
 
 
 class Drawing(_Part):
-    """A graph without its constants and quantizers, which say little and hide much."""
+    """A graph without its constants and quantizers, which say little and hide much.
+
+    ``islands``: the nodes in float, by their index, those together that feed each other.
+    """
 
     title: str
     nodes: tuple[DrawnNode, ...]
     edges: tuple[DrawnEdge, ...]
+    islands: tuple[tuple[int, ...], ...] = ()
     left_out: int = 0
 
 
@@ -149,6 +178,31 @@ class FloatReason(_Part):
     nodes: tuple[str, ...]
 
 
+class Finding(_Part):
+    """What a pass had to say."""
+
+    code: str
+    severity: str
+    reason: str
+    node: str
+    value: str
+    remedy: str
+    pass_name: str
+
+
+class Machine(_Part):
+    """What it was measured on."""
+
+    processor: str
+    flags: tuple[str, ...]
+    cores: int
+    load: Number
+    versions: dict[str, str]
+    date: str
+    expectation: str
+    warnings: tuple[str, ...]
+
+
 class ReportDocument(_Part):
     """A whole report. Parts nobody asked for, or that cannot be had, are empty or None."""
 
@@ -159,6 +213,7 @@ class ReportDocument(_Part):
     cards: tuple[Card, ...]
     accuracy: tuple[Accuracy, ...] = ()
     speed: tuple[Speed, ...] = ()
+    unit: str = ""
     data: str = ""
     notes: tuple[str, ...] = ()
     layers: tuple[Layer, ...]
@@ -166,11 +221,18 @@ class ReportDocument(_Part):
     histograms: tuple[Histogram, ...] = ()
     drawings: tuple[Drawing, ...] = ()
     left_float: tuple[FloatReason, ...] = ()
-    findings: tuple[dict[str, str], ...] = ()
+    findings: tuple[Finding, ...] = ()
     pipeline: tuple[str, ...] = ()
-    environment: dict[str, Any]
+    environment: Machine
 
 
 def worst_first(errors: Sequence[LayerError]) -> list[LayerError]:
-    """By signal over error; exact layers, which have no number there, come last."""
-    return sorted(errors, key=lambda error: math.inf if error.sqnr_db is None else error.sqnr_db)
+    """By signal over error; layers that are exact, which have no number there, come last."""
+    return sorted(errors, key=decibels)
+
+
+def decibels(error: LayerError) -> float:
+    """Signal over error, infinite where there is no error, and minus infinity where there is nothing else."""
+    if error.sqnr_db is not None:
+        return error.sqnr_db
+    return math.inf if error.exact else -math.inf

@@ -18,7 +18,7 @@ from support import REPOSITORY
 pytestmark = pytest.mark.slow
 
 FOLDERS = ("ir", "passes", "pipelines", "tools")
-SHIPPED = (".py", ".yaml", ".onnx", ".npz", ".typed", ".j2", ".css")
+SHIPPED = (".py", ".yaml", ".onnx", ".npz", ".typed", ".j2", ".css", ".json")
 PACKAGES = [part for folder in FOLDERS for part in ("-p", f"qat2int8.{folder}")]
 
 

@@ -154,7 +154,7 @@ def scored(*values: float) -> Evaluation:
     empty = Timing((), (), ())
     return Evaluation(
         tuple(
-            ModelScore(f"m{index}", 1, 10, {"top-1": value, "top-5": 0.0}, None, empty, empty)
+            ModelScore(f"m{index}", 1, 10, {"top-1": value, "top-5": 0.0}, "%", None, empty, empty)
             for index, value in enumerate(values)
         ),
         (),
