@@ -9,7 +9,7 @@ PYTEST := $(BIN)/pytest -n auto --maxprocesses 8
 
 help:
 	@echo "make venv     create .venv and install the project with its tools"
-	@echo "make demo     convert the model that comes along, compare and time it"
+	@echo "make demo     convert the model that comes along, compare and time it; a report in demo/"
 	@echo "make quick    the tests that take seconds"
 	@echo "make test     all tests"
 	@echo "make lowest   all tests on the lowest versions of the dependencies, in .venv-lowest"
@@ -44,7 +44,7 @@ lowest: venv
 	@.venv-lowest/bin/pytest -n auto --maxprocesses 8 --ignore tests/packaging
 
 demo: venv
-	@$(BIN)/qat2int8 demo
+	@$(BIN)/qat2int8 demo --output demo
 
 lint: venv
 	@$(BIN)/ruff check --quiet .
@@ -69,4 +69,4 @@ bench: venv
 	@$(BIN)/python benchmarks/eight_networks.py --write
 
 clean:
-	@rm -rf .venv .venv-lowest build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	@rm -rf .venv .venv-lowest build demo dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

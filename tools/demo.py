@@ -9,9 +9,13 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
+import typer
+
+from qat2int8.ir import OutputError
 from qat2int8.tools.console import Debug, Json, Quiet, Report, Verbose
+from qat2int8.tools.page import Page
 
 if TYPE_CHECKING:
     import numpy as np
@@ -22,9 +26,26 @@ __all__ = ["demo"]
 _ROUNDS = 30
 _BATCH = 100
 _CALIBRATED = 100
+_REPORTED = 20
+"""Samples a batch in the report, whose spread is that of batches."""
 
 
-def demo(json: Json = False, quiet: Quiet = False, verbose: Verbose = False, debug: Debug = False) -> None:
+def demo(
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="FOLDER",
+            help="Keep the models and the digits there, with a report, report.html.",
+            show_default=False,
+        ),
+    ] = None,
+    json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+    debug: Debug = False,
+) -> None:
     """Convert the bundled residual network, trained on MNIST with fake quantization, and measure the result.
 
     Beside it stands its float twin, quantized after training on some of the digits.
@@ -38,16 +59,19 @@ def demo(json: Json = False, quiet: Quiet = False, verbose: Verbose = False, deb
     from qat2int8.tools.convert import report_conversion, report_float
 
     report = Report(json=json, quiet=quiet, verbose=verbose)
+    if output is not None:
+        _make(output)
     data = importlib.resources.files("qat2int8.tools.demo_data")
     with importlib.resources.as_file(data) as folder, tempfile.TemporaryDirectory() as scratch:
         qat, fp32 = folder / "resnet_trt_qat.onnx", folder / "resnet_trt_fp32.onnx"
         with np.load(folder / "mnist500.npz") as digits:
             images = digits["images"].astype(np.float32)[:, None] / np.float32(255.0)
             labels = digits["labels"]
-        int8 = Path(scratch) / "resnet_int8.onnx"
+        place = output or Path(scratch)
+        int8 = place / "resnet_int8.onnx"
         conversion = convert(qat, target=NATIVE)
         conversion.save(int8)
-        calibrated = Path(scratch) / "resnet_calibrated.onnx"
+        calibrated = place / "resnet_calibrated.onnx"
         quantize(fp32, {"image": images[:_CALIBRATED]}, target=NATIVE).save(calibrated)
 
         report.line(
@@ -94,6 +118,22 @@ def demo(json: Json = False, quiet: Quiet = False, verbose: Verbose = False, deb
                 "fidelity": fidelity.as_dict(),
             }
         )
+        if output is not None:
+            samples = output / "digits.npz"
+            np.savez_compressed(samples, image=images, labels=labels)
+            page = Page(output / "report.html", str(samples), batch_size=_REPORTED, beside=(fp32, calibrated))
+            document, _ = page.write(int8, qat, silent=report.silent)
+            report.line()
+            page.tell(report, document)
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(
+            f"cannot be made: {error.strerror or error}", where=str(folder), remedy="name a folder"
+        ) from error
 
 
 def _percent(hits: npt.NDArray[np.bool_]) -> float:

@@ -33,6 +33,7 @@ class Page:
         data: what to measure on, as ``--data`` has it; None measures nothing.
         samples: how many to compare layer by layer on, rounded up to whole batches; all are judged.
         metric: what answers are judged by; None for the usual one, if the data have labels.
+        beside: further models, whose answers and speed stand beside those of the reference.
     """
 
     file: Path
@@ -40,6 +41,7 @@ class Page:
     batch_size: int = 1
     samples: int = 64
     metric: str | None = None
+    beside: tuple[Path, ...] = ()
 
     def check(self, *others: Path | None) -> None:
         """Refuse a file that cannot be written, before the work starts.
@@ -93,7 +95,7 @@ class Page:
         from qat2int8.pipelines.evaluation.read_reference import ReadReference
         from qat2int8.tools.feeding import Source, named_models
 
-        models = named_models([model] if reference is None else [reference, model])
+        models = named_models([*([] if reference is None else [reference]), *self.beside, model])
         source = Source.open(models, self.data, self.batch_size)
         if reference is None:
             return {"evaluation": self._evaluation(models, source, silent), "data": source.name}
@@ -116,21 +118,20 @@ class Page:
         """Both models as they are; where onnxruntime refuses the reference, what can be had of it."""
         from qat2int8.ir import UnsupportedModel
 
-        (first, reference), (last, model) = models.items()
+        first, *others = models
         try:
             return self._evaluation(models, source, silent), ()
         except UnsupportedModel:
             refused = f"onnxruntime does not run {first} as it is"
-        if readable.path != reference:
+        if readable.path != models[first]:
             try:
-                read = {first: readable.path, last: model}
+                read = {**models, first: readable.path}
                 told = f"{refused}; it was measured with its fake quantization as Q/DQ"
                 return self._evaluation(read, source, silent), (told,)
             except UnsupportedModel:
                 pass
-        return self._evaluation({last: model}, source, silent), (
-            f"{refused}; answers and speed are of {last} alone",
-        )
+        rest = {name: models[name] for name in others}
+        return self._evaluation(rest, source, silent), (f"{refused}; its answers and speed are not known",)
 
     def _evaluation(self, models: dict[str, Path], source: Source, silent: bool) -> Evaluation:
         from qat2int8.pipelines.evaluation.evaluate import evaluate

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
@@ -41,3 +42,23 @@ def test_demo_can_be_quiet(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("qat2int8.tools.demo._ROUNDS", 1)
     result = CliRunner().invoke(app, ["demo", "--quiet"])
     assert (result.exit_code, result.output) == (0, "")
+
+
+def test_demo_keeps_its_models_and_a_report_if_told_where(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("qat2int8.tools.demo._ROUNDS", 1)
+    result = CliRunner().invoke(app, ["demo", "-o", str(tmp_path / "kept")])
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert result.stdout.splitlines()[-1].startswith(f"report       {tmp_path / 'kept' / 'report.html'}, ")
+    names = {path.name for path in (tmp_path / "kept").iterdir()}
+    assert names == {"resnet_int8.onnx", "resnet_calibrated.onnx", "digits.npz", "report.html"}
+    text = (tmp_path / "kept" / "report.html").read_text(encoding="utf-8").replace("<wbr>", "")
+    for model in ("resnet_trt_qat", "resnet_trt_fp32", "resnet_calibrated", "resnet_int8"):
+        assert text.count(f'<td class="name">{model}</td>') == 2  # its answers and its speed
+    assert 'id="errors"' in text
+
+
+def test_demo_refuses_a_folder_that_is_a_file(tmp_path: Path) -> None:
+    (tmp_path / "taken").touch()
+    result = CliRunner().invoke(app, ["demo", "-o", str(tmp_path / "taken")])
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "taken: cannot be made" in result.stderr
