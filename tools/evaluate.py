@@ -140,6 +140,8 @@ def evaluate(
     _show_speed(report, result, list(named), counts)
     for name, times in profiles.items():
         _show_profile(report, name, times)
+    for note in (*result.notes, *source.notes):
+        report.line(f"note         {note}")
     report.line(f"data         {source.name}")
     report.line(f"machine      {machine.summary}")
     report.line(f"             {machine.expectation}")
@@ -216,7 +218,11 @@ def _show_speed(report: Report, result: Evaluation, names: Sequence[str], counts
             as_milliseconds(score.warm.median_ms),
             as_milliseconds(score.warm.p99_ms),
             f"{result.speedup(name, names[0], count):.2f}x",
-            *([as_rate(score.timing.throughput)] if result.skipped_batches else []),
+            *(
+                [as_rate(score.timing.throughput), as_milliseconds(score.timing.median_ms)]
+                if result.skipped_batches
+                else []
+            ),
         )
         for count in counts
         for name in names
@@ -224,7 +230,7 @@ def _show_speed(report: Report, result: Evaluation, names: Sequence[str], counts
     ]
     headers = ["model", "threads", "samples/s", "ms a batch", "99 %", "speed"]
     if result.skipped_batches:
-        headers.append("samples/s with skipped")
+        headers += ["all: samples/s", "all: ms"]
     report.line()
     report.table(headers, rows, right=range(1, len(headers)))
     report.line()

@@ -35,7 +35,10 @@ class Source:
         batches: can be gone through again and again.
         count: how many samples there are, None if that is not known or there is no end.
         accuracy_output: the output that is the accuracy, where the labels are judged in the graph.
+        notes: what is left out of the data.
     """
+
+    notes: tuple[str, ...] = ()
 
     def __init__(
         self, batches: Iterable[Batch], name: str, count: int | None, size: int, output: str | None
@@ -83,7 +86,9 @@ class Source:
             options["labels"] = labels
         dataset = open_data(options, specs, batch_size=batch_size, samples=samples)
         in_graph = labels if labels in outputs else None
-        return cls(dataset, dataset.name, dataset.count, dataset.batch_size, in_graph)
+        source = cls(dataset, dataset.name, dataset.count, dataset.batch_size, in_graph)
+        source.notes = dataset.notes
+        return source
 
     def first(self, samples: int) -> Iterable[Batch]:
         """So many samples, rounded up to whole batches; they can be gone through again and again."""

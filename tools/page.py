@@ -13,7 +13,6 @@ if TYPE_CHECKING:
     from qat2int8.pipelines.data import Batch
     from qat2int8.pipelines.evaluation.evaluate import Evaluation
     from qat2int8.pipelines.evaluation.failure import Failure
-    from qat2int8.pipelines.evaluation.read_reference import ReadReference
     from qat2int8.pipelines.reporting.document import ReportDocument
     from qat2int8.tools.console import Report
     from qat2int8.tools.feeding import Source
@@ -100,7 +99,7 @@ class Page:
         if reference is None:
             return {"evaluation": self._evaluation(models, source, silent), "data": source.name}
         readable = ReadReference.open(reference)
-        evaluation, note = self._side_by_side(models, readable, source, silent)
+        evaluation, note = self._side_by_side(models, source, silent)
         few = source.first(self.samples)
         comparison = compare_layers(readable, model, few)
         worst = [layer.name for layer in comparison.worst_first()[:_HISTOGRAMS]]
@@ -113,25 +112,19 @@ class Page:
         }
 
     def _side_by_side(
-        self, models: dict[str, Path], readable: ReadReference, source: Source, silent: bool
+        self, models: dict[str, Path], source: Source, silent: bool
     ) -> tuple[Evaluation, tuple[str, ...]]:
         """Both models as they are; where onnxruntime refuses the reference, what can be had of it."""
         from qat2int8.ir import UnsupportedModel
 
         first, *others = models
         try:
-            return self._evaluation(models, source, silent), ()
+            found = self._evaluation(models, source, silent)
         except UnsupportedModel:
+            rest = {name: models[name] for name in others}
             refused = f"onnxruntime does not run {first} as it is"
-        if readable.path != models[first]:
-            try:
-                read = {**models, first: readable.path}
-                told = f"{refused}; it was measured with its fake quantization as Q/DQ"
-                return self._evaluation(read, source, silent), (told,)
-            except UnsupportedModel:
-                pass
-        rest = {name: models[name] for name in others}
-        return self._evaluation(rest, source, silent), (f"{refused}; its answers and speed are not known",)
+            return self._evaluation(rest, source, silent), (f"{refused}; its answers and speed are not known",)
+        return found, found.notes
 
     def _evaluation(self, models: dict[str, Path], source: Source, silent: bool) -> Evaluation:
         from qat2int8.pipelines.evaluation.evaluate import evaluate

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,7 +16,7 @@ from qat2int8.ir.io import load_model
 from qat2int8.pipelines.data import Batch
 from qat2int8.pipelines.evaluation.counterpart import Counterpart
 from qat2int8.pipelines.evaluation.errors import Errors, ErrorSums
-from qat2int8.pipelines.evaluation.failure import Failure
+from qat2int8.pipelines.evaluation.failure import Failure, until_broken
 from qat2int8.pipelines.evaluation.layer_match import Matching, match_layers
 from qat2int8.pipelines.evaluation.read_reference import ReadReference
 from qat2int8.pipelines.instrument import FORCED, Instrumented
@@ -160,14 +160,15 @@ def compare_layers(
         )
     run = _Run(source.path, candidate, matching, reference_session if as_written else _deployment(model))
     seen = 0
-    for batch in batches:
+    broken: list[Failure] = []
+    for batch in until_broken(batches, broken):
         run.take(batch)
         seen += 1
         if on_batch is not None:
             on_batch(seen)
     if not seen:
         raise DataError("the data has no samples")
-    return run.result()
+    return run.result(broken)
 
 
 def _check_ends(reference: Model, candidate: Model) -> None:
@@ -271,7 +272,7 @@ class _Run:
         self._sums = [(whole, ErrorSums()) for whole, _ in self._sums]
         self._notes.append(f"the candidate cannot be run from the reference's tensors: {error.what}")
 
-    def result(self) -> Comparison:
+    def result(self, broken: Sequence[Failure]) -> Comparison:
         layers = tuple(
             LayerComparison(
                 layer.name,
@@ -285,7 +286,9 @@ class _Run:
             )
             for layer, (whole, local) in zip(self._layers, self._sums, strict=False)
         )
-        return Comparison(layers, tuple(self._alone), self._samples, tuple(self._failures), tuple(self._notes))
+        return Comparison(
+            layers, tuple(self._alone), self._samples, (*self._failures, *broken), tuple(self._notes)
+        )
 
 
 def _run(running: ort.InferenceSession, feeds: dict[str, Array]) -> dict[str, Array]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import statistics
 import time
@@ -15,11 +16,12 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
 
-from qat2int8.ir import DataError, Qat2Int8Error
+from qat2int8.ir import DataError, Qat2Int8Error, UnsupportedModel
 from qat2int8.pipelines.data import Batch
-from qat2int8.pipelines.evaluation.failure import Failure
+from qat2int8.pipelines.evaluation.failure import Failure, until_broken
 from qat2int8.pipelines.evaluation.metrics import SHARE, Metric
-from qat2int8.pipelines.sessions import run_session, session
+from qat2int8.pipelines.evaluation.read_reference import ReadReference
+from qat2int8.pipelines.sessions import reference_session, run_session, session
 
 __all__ = ["Evaluation", "ModelScore", "Timing", "evaluate"]
 
@@ -114,11 +116,15 @@ class ModelScore:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """All models on all numbers of threads, in the order given, and what went wrong on the way."""
+    """All models on all numbers of threads, in the order given, and what went wrong on the way.
+
+    ``notes`` say which models onnxruntime does not run as they are, and how they were run.
+    """
 
     scores: tuple[ModelScore, ...]
     failures: tuple[Failure, ...]
     skipped_batches: int
+    notes: tuple[str, ...] = ()
 
     def of(self, model: str, threads: int) -> ModelScore:
         """The score of one model on one number of threads."""
@@ -142,6 +148,7 @@ class Evaluation:
             "scores": [score.as_dict() for score in self.scores],
             "failures": [vars(failure) for failure in self.failures],
             "skipped_batches": self.skipped_batches,
+            "notes": list(self.notes),
         }
 
 
@@ -159,7 +166,8 @@ def evaluate(
 ) -> Evaluation:
     """Run every model on every batch, in turns, so that what disturbs the machine disturbs all alike.
 
-    A batch that a model fails on is left out for that model and reported; the others go on.
+    A batch that a model fails on is left out for that model and reported; the others go on. Data that fail
+    on the way end the run, and what was seen until then is reported.
 
     Args:
         models: files by the name they are reported under.
@@ -174,7 +182,7 @@ def evaluate(
 
     Raises:
         DataError: there are no batches, fewer than are to be skipped, or an output has not the name given.
-        UnsupportedModel: onnxruntime refuses a model.
+        UnsupportedModel: onnxruntime refuses a model, in whatever way it is read and run.
     """
     if iterations and skip_batches >= iterations:
         raise DataError(
@@ -187,7 +195,8 @@ def evaluate(
         for name, path in models.items()
     ]
     seen = 0
-    for batch in islice(batches, iterations or None):
+    broken: list[Failure] = []
+    for batch in until_broken(islice(batches, iterations or None), broken):
         turn = seen % len(runners)
         for runner in runners[turn:] + runners[:turn]:
             runner.take(batch, seen)
@@ -201,8 +210,10 @@ def evaluate(
             else "the data has no samples",
             remedy="give more samples, or a smaller batch",
         )
-    failures = tuple(failure for runner in runners for failure in runner.failures)
-    return Evaluation(tuple(runner.score(skip_batches) for runner in runners), failures, skip_batches)
+    failures = (failure for runner in runners for failure in runner.failures)
+    notes = dict.fromkeys(runner.note for runner in runners if runner.note)
+    scores = tuple(runner.score(skip_batches) for runner in runners)
+    return Evaluation(scores, (*failures, *broken), skip_batches, tuple(notes))
 
 
 @dataclass(eq=False)
@@ -218,7 +229,8 @@ class _Runner:
     failures: list[Failure] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.session: ort.InferenceSession = session(self.path, threads=self.threads)
+        self.note = ""
+        self.session = self._opened()
         self.outputs = [output.name for output in self.session.get_outputs()]
         self.inputs = [value.name for value in self.session.get_inputs()]
         self.metric = self.metric_factory() if self.metric_factory and not self.accuracy_output else None
@@ -233,6 +245,27 @@ class _Runner:
         self.numbers: list[int] = []
         self.seconds: list[float] = []
         self.sizes: list[int] = []
+
+    def _opened(self) -> ort.InferenceSession:
+        try:
+            return session(self.path, threads=self.threads)
+        except UnsupportedModel as refused:
+            try:
+                read = ReadReference.open(self.path)
+            except Qat2Int8Error:
+                raise refused from None
+            # It holds the file of what was read, which may have weights in another one.
+            self.readable = read
+            told = f"onnxruntime does not run {self.name} as it is; it was measured with "
+            if read.path != self.path:
+                with contextlib.suppress(UnsupportedModel):
+                    self.note = f"{told}its fake quantization as Q/DQ"
+                    return session(read.path, threads=self.threads)
+            self.note = f"{told}optimisation off: its answers count, its speed does not"
+            try:
+                return reference_session(read.path, threads=self.threads)
+            except UnsupportedModel:
+                raise refused from None
 
     def take(self, batch: Batch, number: int) -> None:
         """Run the batch, time it, judge what comes out."""
@@ -253,6 +286,9 @@ class _Runner:
     def _judge(self, outputs: list[npt.NDArray[Any]], batch: Batch) -> None:
         count = len(batch)
         if self.metric is not None:
+            if batch.labels is not None and len(batch.labels) < count:
+                there = len(batch.labels) or "no"
+                raise DataError(f"there are {there} labels for {count} samples", remedy="label all of them")
             self.metric.update(outputs, batch.labels, batch.first)
         for figure, position in (("accuracy", self.accuracy), ("loss", self.loss)):
             if position is not None:

@@ -23,6 +23,9 @@ Array = npt.NDArray[Any]
 _IGNORED = 255
 """The label of pixels that belong to no class, by the custom of segmentation data sets."""
 
+_MOST_CLASSES = 4096
+"""Of an output that holds classes and does not say how many there are: they are counted in a table, square."""
+
 
 class Metric(Protocol):
     """A score over all samples seen so far; ``result`` names its figures, the first is the one that is judged.
@@ -85,7 +88,7 @@ class MeanIoU:
         self.confusion: npt.NDArray[np.int64] = np.zeros((0, 0), np.int64)
 
     def update(self, outputs: Sequence[Array], labels: Array | None, first: int) -> None:
-        output = outputs[0]
+        output = _first(outputs)
         predicted = output.argmax(1) if output.ndim == 4 else output
         truth = _given(labels, first)
         if truth.ndim == predicted.ndim + 1 and truth.shape[1] == 1:
@@ -93,9 +96,20 @@ class MeanIoU:
         if truth.shape != predicted.shape:
             raise DataError(f"labels of shape {truth.shape} do not fit predictions of shape {predicted.shape}")
         counted = truth != _IGNORED
+        classes = output.shape[1] if output.ndim == 4 else _MOST_CLASSES
+        bad = np.argwhere(counted & ((truth < 0) | (truth >= classes)))
+        if len(bad):
+            raise DataError(
+                f"label {truth[tuple(bad[0])]} is none of the model's {classes} classes",
+                where=f"sample {first + int(bad[0][0])}",
+                remedy=f"labels are whole numbers from 0 to {classes - 1}, or {_IGNORED} for none",
+            )
+        if ((predicted < 0) | (predicted >= classes)).any():
+            raise DataError(
+                f"the output holds classes from {predicted.min()} to {predicted.max()}",
+                remedy=f"classes are whole numbers from 0 to {classes - 1}",
+            )
         wanted, found = truth[counted].astype(np.int64), predicted[counted].astype(np.int64)
-        if wanted.size and (wanted.min() < 0 or found.min() < 0):
-            raise DataError("a class is negative", where=f"samples {first} to {first + len(truth) - 1}")
         size = int(max(wanted.max(initial=-1), found.max(initial=-1), len(self.confusion) - 1)) + 1
         grown = np.zeros((size, size), np.int64)
         grown[: len(self.confusion), : len(self.confusion)] = self.confusion
@@ -123,7 +137,7 @@ class Psnr:
         self.total, self.samples = 0.0, 0
 
     def update(self, outputs: Sequence[Array], labels: Array | None, first: int) -> None:
-        truth, output = _given(labels, first), outputs[0]
+        truth, output = _given(labels, first), _first(outputs)
         if truth.shape != output.shape:
             raise DataError(f"labels of shape {truth.shape} do not fit outputs of shape {output.shape}")
         peak = 1.0 if truth.dtype.kind == "f" else 255.0
@@ -149,10 +163,10 @@ class Spearman:
         self.labels: list[float] = []
 
     def update(self, outputs: Sequence[Array], labels: Array | None, first: int) -> None:
-        truth = _given(labels, first)
-        if outputs[0].size != truth.size:
-            raise DataError(f"{outputs[0].size} outputs for {truth.size} labels: the metric wants one a sample")
-        self.scores += outputs[0].reshape(-1).astype(float).tolist()
+        truth, output = _given(labels, first), _first(outputs)
+        if output.size != truth.size:
+            raise DataError(f"{output.size} outputs for {truth.size} labels: the metric wants one a sample")
+        self.scores += output.reshape(-1).astype(float).tolist()
         self.labels += truth.reshape(-1).astype(float).tolist()
 
     def result(self) -> dict[str, float]:
@@ -205,6 +219,8 @@ class Custom:
         except Exception as error:
             reason = f"{type(error).__name__}: {error}".removesuffix(": ")
             raise DataError(f"the metric '{self.name}' raised {reason}", where=where) from error
+        if math.isnan(value):
+            raise DataError(f"the metric '{self.name}' returned NaN", where=where)
         self.total += value * count
         self.samples += count
 
@@ -261,11 +277,16 @@ def _given(labels: Array | None, first: int) -> Array:
     return labels
 
 
+def _first(outputs: Sequence[Array]) -> Array:
+    """The output that is judged; models that are no networks put out lists and strings."""
+    if not outputs or not isinstance(outputs[0], np.ndarray) or outputs[0].dtype.kind not in "biuf":
+        raise DataError("the model's first output, which is judged, holds no numbers")
+    return outputs[0]
+
+
 def _class_scores(outputs: Sequence[Array]) -> Array:
     """The first output as (N, C)."""
-    if not outputs:
-        raise DataError("the model has no output to judge")
-    scores = outputs[0]
+    scores = _first(outputs)
     if scores.ndim > 2 and math.prod(scores.shape[1:]) == max(scores.shape[1:]):
         scores = scores.reshape(len(scores), -1)
     if scores.ndim != 2:

@@ -150,3 +150,19 @@ def test_what_is_no_metric_is_an_error(name: str) -> None:
 @pytest.mark.parametrize("make", METRICS.values(), ids=METRICS)
 def test_before_the_first_sample_nothing_is_claimed(make: Callable[[], Metric]) -> None:
     assert all(math.isnan(value) for value in make().result().values())
+
+
+@pytest.mark.parametrize("name", METRICS)
+def test_what_is_no_array_of_numbers_is_not_judged(name: str) -> None:
+    for output in ([{"a": 1.0}], np.array([["a"]])):
+        with pytest.raises(DataError, match="first output, which is judged, holds no numbers"):
+            metric_factory(name)().update([output], np.array([0]), 0)  # type: ignore[list-item]
+
+
+def test_pixels_of_no_class_of_the_model_are_named_with_their_sample() -> None:
+    labels = np.zeros((2, 1, 2), np.int64)
+    labels[1, 0, 1] = 3
+    with pytest.raises(DataError, match=r"sample 5: label 3 is none of the model's 3 classes"):
+        metric_factory("mean-iou")().update([np.zeros((2, 3, 1, 2), np.float32)], labels, 4)
+    with pytest.raises(DataError, match=r"the output holds classes from 0\.0 to 1000000\.0"):
+        metric_factory("mean-iou")().update([np.array([[[0.0, 1e6]]])], labels[:1], 4)
