@@ -13,7 +13,7 @@ from qat2int8.ir import DataError
 from qat2int8.pipelines.data.inputs import InputSpec, Names, fit
 from qat2int8.pipelines.data.normalise import Normalise
 
-__all__ = ["Batch", "Dataset", "Piece", "Reader"]
+__all__ = ["Batch", "Dataset", "Piece", "Reader", "check_lengths"]
 
 Array = npt.NDArray[Any]
 
@@ -24,7 +24,8 @@ class Batch:
 
     Attributes:
         inputs: arrays by input name; the first axis of each is the samples.
-        labels: the expected answers, one entry of the first axis a sample; None when the data have none.
+        labels: the expected answers, one entry of the first axis a sample; None when the data have none. There are
+            fewer where the last samples of the data have none.
         first: the number of the first sample, counted from 0 over all the data, left out ones included.
     """
 
@@ -105,6 +106,8 @@ class Dataset:
             self.batch_size = max(1, min(batch_size, reader.count - skip, samples or batch_size))
         self._start = skip
         self._limit = samples
+        self._ended = False
+        """Whether the labels have, while reading."""
         self.count = self._counted(reader.count, skip, samples)
 
     def _counted(self, there: int | None, skip: int, wanted: int | None) -> int | None:
@@ -162,6 +165,7 @@ class Dataset:
         """
         held: list[Batch] = []
         waiting = 0
+        self._ended = False
         at = self._start
         end = None if self._limit is None else at + self._limit
         size = self.batch_size if end is None else min(self.batch_size, end - at)
@@ -193,7 +197,13 @@ class Dataset:
         """The piece as a batch of any size, as the model takes it."""
         chosen = self._names.choose(list(piece.arrays), piece.where)
         specs = {spec.name: spec for spec in self._names.inputs or ()}
-        _check_lengths({name: piece.arrays[name] for name in sorted(chosen.arrays)}, piece.where)
+        lengths = {name: len(piece.arrays[name]) for name in sorted(chosen.arrays) if piece.arrays[name].ndim}
+        samples = check_lengths(lengths, chosen.labels, piece.where)
+        if self._ended and chosen.labels is not None and lengths.get(chosen.labels):
+            raise DataError(
+                "has labels again, behind samples without", where=piece.where, remedy="label all of them"
+            )
+        self._ended = chosen.labels is not None and lengths.get(chosen.labels, samples) < samples
         inputs = {}
         for name, source in chosen.inputs.items():
             array = piece.arrays[source]
@@ -229,17 +239,24 @@ def _fixed_batch(inputs: tuple[InputSpec, ...] | None) -> int | None:
     return size
 
 
-def _check_lengths(arrays: Mapping[str, Array], where: str) -> None:
-    lengths = {name: len(array) for name, array in arrays.items() if array.ndim}
-    if not lengths:
+def check_lengths(lengths: Mapping[str, int], labels: str | None, where: str) -> int:
+    """How many samples arrays of these lengths hold; ``labels`` may end early.
+
+    Raises:
+        DataError: they do not agree, or there are none.
+    """
+    counts = {name: length for name, length in lengths.items() if name != labels}
+    if not counts:
         raise DataError("no array has an axis of samples", where=where, remedy="the first axis is the samples")
-    if len(set(lengths.values())) > 1:
+    samples = min(counts.values())
+    if len(set(counts.values())) > 1 or (labels is not None and lengths.get(labels, 0) > samples):
         told = ", ".join(f"'{name}' {count}" for name, count in lengths.items())
         raise DataError(
             f"its arrays have different numbers of samples: {told}",
             where=where,
             remedy="the first axis of each counts the samples",
         )
+    return samples
 
 
 def _check_finite(array: Array, first: int, where: str) -> None:

@@ -75,7 +75,7 @@ class MnistIdx:
 
     def _read_labels(self, path: Path) -> Array:
         header = _read_header(path, _LABELS)
-        if header.count != self._header.count:
+        if header.count > self._header.count:
             what = f"has {header.count} labels for the {self.count} images of {self.name}"
             raise DataError(what, where=str(path))
         with readable(str(path)), _open(path) as file:

@@ -50,16 +50,18 @@ class Npy:
 def read_labels(path: Path, count: int, data: str) -> Array:
     """The labels in a ``.npy`` file, one entry of the first axis for each of the ``count`` samples of ``data``.
 
+    The last samples may have none.
+
     Raises:
-        DataError: the file cannot be read, or has more or fewer of them.
+        DataError: the file cannot be read, or has more of them.
     """
     header = _header(path)
     have = header.shape[0] if header.shape else 1
-    if not header.shape or have != count:
+    if not header.shape or have > count:
         raise DataError(f"has {have} labels for the {count} samples of {data}", where=str(path))
     with readable(str(path)), path.open("rb") as file:
         file.seek(header.offset)
-        return read_rows(file, header, 0, count, str(path))
+        return read_rows(file, header, 0, have, str(path))
 
 
 def _header(path: Path) -> ArrayHeader:

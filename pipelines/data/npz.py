@@ -11,7 +11,7 @@ import numpy as np
 
 from qat2int8.ir import DataError
 from qat2int8.pipelines.data.array_file import ArrayHeader, read_header, read_rows, readable
-from qat2int8.pipelines.data.dataset import Piece
+from qat2int8.pipelines.data.dataset import Piece, check_lengths
 from qat2int8.pipelines.data.inputs import Names
 
 __all__ = ["Npz"]
@@ -34,19 +34,9 @@ class Npz:
         single = each == "sample" or (each is None and names.one_sample(shapes, chosen, self.name))
         headers = {name: header for name, header in found.items() if name in chosen.arrays}
         self._headers = {name: header.as_sample() for name, header in headers.items()} if single else headers
-        counts = {name: header.shape[0] for name, header in self._headers.items() if header.shape}
-        if not counts:
-            raise DataError(
-                "no array has an axis of samples", where=self.name, remedy="the first axis is the samples"
-            )
-        if len(set(counts.values())) > 1:
-            told = ", ".join(f"'{name}' {count}" for name, count in counts.items())
-            raise DataError(
-                f"its arrays have different numbers of samples: {told}",
-                where=self.name,
-                remedy="the first axis of each counts the samples",
-            )
-        self.count: int | None = next(iter(counts.values()))
+        lengths = {name: header.shape[0] for name, header in self._headers.items() if header.shape}
+        self._lengths = lengths
+        self.count: int | None = check_lengths(lengths, chosen.labels, self.name)
 
     def pieces(self, start: int, size: int) -> Iterator[Piece]:
         assert self.count is not None
@@ -54,7 +44,8 @@ class Npz:
             archive = stack.enter_context(zipfile.ZipFile(self._path))
             streams = {name: stack.enter_context(archive.open(f"{name}.npy")) for name in self._headers}
             for name, header in self._headers.items():
-                streams[name].seek(header.offset + start * (header.row_bytes if header.shape else 0))
+                first = min(start, self._lengths.get(name, 0))
+                streams[name].seek(header.offset + first * (header.row_bytes if header.shape else 0))
             shared = {
                 name: np.frombuffer(streams[name].read(), header.dtype)[0]
                 for name, header in self._headers.items()
@@ -63,7 +54,13 @@ class Npz:
             for at in range(start, self.count, size):
                 count = min(size, self.count - at)
                 rows = {
-                    name: read_rows(streams[name], header, at, count, f"{self.name}: array '{name}'")
+                    name: read_rows(
+                        streams[name],
+                        header,
+                        at,
+                        max(0, min(count, self._lengths[name] - at)),
+                        f"{self.name}: array '{name}'",
+                    )
                     for name, header in self._headers.items()
                     if header.shape
                 }

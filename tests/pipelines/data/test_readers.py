@@ -58,11 +58,11 @@ def test_which_array_is_for_which_input_can_be_said(tmp_path: Path) -> None:
         ("?inputs=z:a", "the model has no input 'z' (there is 'x')"),
         ("?inputs=a&labels=lables", "labels are to be in an array 'lables', which is not there"),
         ("?inputs=b", "a sample has the shape [4], input 'x' of the model takes [2,3]"),
-        ("?inputs=a&labels=b", "different numbers of samples: 'a' 10, 'b' 9"),
+        ("?inputs=a&labels=b", "different numbers of samples: 'a' 10, 'b' 11"),
     ],
 )
 def test_names_that_do_not_fit(tmp_path: Path, query: str, says: str) -> None:
-    np.savez(tmp_path / "d.npz", a=pixels(2, 3), b=pixels(4)[:9])
+    np.savez(tmp_path / "d.npz", a=pixels(2, 3), b=np.zeros((11, 4), np.float32))
     assert says in refused(f"{tmp_path / 'd.npz'}{query}", X)
 
 
@@ -117,9 +117,42 @@ def test_one_array_for_a_model_of_two_inputs(tmp_path: Path) -> None:
 
 def test_labels_of_another_length(tmp_path: Path) -> None:
     np.save(tmp_path / "x.npy", pixels(2, 3))
-    np.save(tmp_path / "y.npy", LABELS[:9])
+    np.save(tmp_path / "y.npy", np.append(LABELS, 3))
     said = refused(f"{tmp_path / 'x.npy'}?labels={tmp_path / 'y.npy'}", X)
-    assert said == f"{tmp_path / 'y.npy'}: has 9 labels for the 10 samples of {tmp_path / 'x.npy'}"
+    assert said == f"{tmp_path / 'y.npy'}: has 11 labels for the 10 samples of {tmp_path / 'x.npy'}"
+
+
+def labels_end_early(folder: Path, kind: str) -> Any:
+    """Ten samples, of which the last three have no label."""
+    x, few = pixels(2, 3), LABELS[:7]
+    match kind:
+        case "npz":
+            np.savez(folder / "d.npz", x=x, labels=few)
+            return folder / "d.npz"
+        case "npy":
+            np.save(folder / "x.npy", x)
+            np.save(folder / "y.npy", few)
+            return f"{folder / 'x.npy'}?labels={folder / 'y.npy'}"
+        case "folder":
+            np.save(folder / "x.npy", x)
+            np.save(folder / "labels.npy", few)
+            return folder
+        case "pieces":
+            return [{"x": x[:6], "labels": few[:6]}, {"x": x[6:], "labels": few[6:]}]
+    return {"x": x, "labels": few}
+
+
+@pytest.mark.parametrize("kind", ["npz", "npy", "folder", "pieces", "arrays"])
+def test_labels_may_end_before_the_samples(tmp_path: Path, kind: str) -> None:
+    source = labels_end_early(tmp_path, kind)
+    batches = list(open_data(source, [X], batch_size=4))
+    assert [len(batch) for batch in batches] == [4, 4, 2]
+    assert [len(batch.labels) for batch in batches if batch.labels is not None] == [4, 3, 0]
+    assert labels_of(batches) == LABELS[:7].tolist()
+    if kind in ("npz", "npy"):
+        separator = "&" if "?" in str(source) else "?"
+        (late,) = open_data(f"{source}{separator}skip=8", [X], batch_size=4)
+        assert (len(late), labels_of([late])) == (2, [])
 
 
 def test_numbers_are_converted_where_nothing_is_lost_but_digits(tmp_path: Path) -> None:
@@ -217,7 +250,7 @@ def test_what_a_file_holds_can_be_said(tmp_path: Path) -> None:
     [
         ({}, "in no format that is recognised"),
         ({"a.npy": pixels(2, 3), "b.npz": pixels(2, 3)}, "holds both .npz and .npy files"),
-        ({"a.npy": pixels(2, 3), "labels.npy": LABELS[:3]}, "has 3 labels for the 10 samples"),
+        ({"a.npy": pixels(2, 3)[:3], "labels.npy": LABELS}, "has 10 labels for the 3 samples"),
         ({"a.npy": pixels(2, 3), "b.npy": pixels(5, 3)}, "a sample has the shape [5,3]"),
         ({"a.npz": pixels(2, 3), "b.npz": np.zeros((0, 2, 3)), "c.npz": pixels(2)}, "the model takes [2,3]"),
     ],
@@ -441,7 +474,8 @@ def test_what_can_be_gone_through_once_says_so_the_second_time(source: Any) -> N
         ([{"x": "text"}], "item 0: array 'x': of type str, is no array of numbers"),
         ([{"x": [[1], [1, 2]]}], "array 'x': is no array"),
         ([{"x": pixels(2, 3)}, {"y": pixels(2, 3), "z": pixels(2, 3)}], "item 1: holds the arrays 'y', 'z'"),
-        ([{"x": pixels(2, 3), "labels": LABELS[:3]}], "different numbers of samples: 'labels' 3, 'x' 10"),
+        ([{"x": pixels(2, 3)[:3], "labels": LABELS}], "different numbers of samples: 'labels' 10, 'x' 3"),
+        ([{"x": pixels(2, 3), "labels": LABELS[:3]}, {"x": pixels(2, 3), "labels": LABELS}], "has labels again"),
         ([{"x": pixels(2, 3), "labels": LABELS}, {"x": pixels(2, 3)}], "sample 10 has no label, others have"),
         ([{"x": pixels(2, 3), "labels": 3}], "array 'labels': is one number"),
         (7, "an object of type int is no data"),
