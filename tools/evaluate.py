@@ -230,7 +230,7 @@ def _show_speed(report: Report, result: Evaluation, names: Sequence[str], counts
     ]
     headers = ["model", "threads", "samples/s", "ms a batch", "99 %", "speed"]
     if result.skipped_batches:
-        headers += ["all: samples/s", "all: ms"]
+        headers += ["all: /s", "all: ms"]
     report.line()
     report.table(headers, rows, right=range(1, len(headers)))
     report.line()
