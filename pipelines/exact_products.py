@@ -18,7 +18,7 @@ from qat2int8.ir import Model
 from qat2int8.passes.avoid_overflow import unsign
 from qat2int8.passes.overflow import overflowing_products
 
-__all__ = ["exact_products", "products_overflow"]
+__all__ = ["exact_products", "overflow_warning", "products_overflow"]
 
 
 @functools.cache
@@ -60,9 +60,7 @@ def exact_products(model: Path | bytes, *, dequantized: bool = True) -> Iterator
     if not products_overflow():
         yield model
         return
-    # Without the checks of a file that a user hands in: models made for a measurement lack types here and there.
-    loaded = oir.from_proto(onnx.load_from_string(model)) if isinstance(model, bytes) else oir.load(model)
-    graph = Model(loaded)
+    graph = _read(model)
     found = overflowing_products(graph, dequantized=dequantized)
     if not found:
         yield model
@@ -70,5 +68,20 @@ def exact_products(model: Path | bytes, *, dequantized: bool = True) -> Iterator
     unsign(graph, found)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "exact.onnx"
-        oir.save(loaded, path, external_data="exact.data")
+        oir.save(graph.ir, path, external_data="exact.data")
         yield path
+
+
+def overflow_warning(path: Path) -> str | None:
+    """What to say of a model whose answers are wrong on this processor; None of one whose answers are right."""
+    if not products_overflow() or not (layers := len(overflowing_products(_read(path)))):
+        return None
+    return (
+        f"{path}: {layers} {'layer overflows' if layers == 1 else 'layers overflow'} on this processor, which has "
+        "no VNNI; its answers are better elsewhere, and here after converting with --target ort-x86-avx2"
+    )
+
+
+def _read(model: Path | bytes) -> Model:
+    """Without the checks of a user's file: models made for a measurement lack types here and there."""
+    return Model(oir.from_proto(onnx.load_from_string(model)) if isinstance(model, bytes) else oir.load(model))

@@ -97,6 +97,7 @@ def evaluate(
     from qat2int8.pipelines.evaluation.evaluate import evaluate as run_models
     from qat2int8.pipelines.evaluation.metrics import metric_factory
     from qat2int8.pipelines.evaluation.verdict import MaxDrop
+    from qat2int8.pipelines.exact_products import overflow_warning
 
     report = Report(json=json, quiet=quiet, verbose=verbose)
     limit = MaxDrop.parse(max_drop) if max_drop is not None else None
@@ -112,6 +113,8 @@ def evaluate(
     factory = None if random_data else metric_factory(metric)
     named = named_models(models)
     machine = environment()
+    overflows = (overflow_warning(path) for path in named.values())
+    warnings = [*machine.warnings, *(each for each in overflows if each is not None)]
     source = Source.open(named, data, batch_size, labels)
     if random_data:
         iterations = iterations or _RANDOM_BATCHES
@@ -145,7 +148,7 @@ def evaluate(
     report.line(f"data         {source.name}")
     report.line(f"machine      {machine.summary}")
     report.line(f"             {machine.expectation}")
-    for warning in machine.warnings:
+    for warning in warnings:
         report.line(f"warning      {warning}")
     if report_file is not None:
         report.line(f"written      {report_file}")
@@ -160,7 +163,7 @@ def evaluate(
             "profile": {name: [vars(each) for each in times] for name, times in profiles.items()},
             "verdicts": [verdict.as_dict() for verdict in verdicts],
             "data": source.name,
-            "environment": machine.as_dict(),
+            "environment": machine.as_dict() | {"warnings": warnings},
         }
     )
     _finish(result, verdicts)

@@ -18,6 +18,7 @@ from qat2int8.pipelines.evaluation.compare import Comparison
 from qat2int8.pipelines.evaluation.evaluate import Evaluation, ModelScore
 from qat2int8.pipelines.evaluation.failure import Failure
 from qat2int8.pipelines.evaluation.metrics import SHARE
+from qat2int8.pipelines.exact_products import overflow_warning
 from qat2int8.pipelines.explanation import Explanation, explain
 from qat2int8.pipelines.figures import as_count, as_decimal, as_percent
 from qat2int8.pipelines.reporting.document import (
@@ -87,7 +88,8 @@ def collect(
     unit = evaluation.scores[0].unit.partition(" ")[0] if evaluation is not None else ""
     errors = _errors(comparison)
     failures = [*(evaluation.failures if evaluation else ()), *(comparison.failures if comparison else ())]
-    machine = environment()
+    machine, overflows = environment(), overflow_warning(model)
+    warnings = [*machine.warnings, *([overflows] if overflows is not None else [])]
     return ReportDocument(
         title=f"{model.stem}: INT8 report",
         made=f"{datetime.datetime.now().astimezone():%Y-%m-%d %H:%M}, qat2int8 {VERSION}",
@@ -114,7 +116,7 @@ def collect(
         ),
         findings=tuple(Finding(**finding.as_dict()) for finding in explanation.diagnostics),
         pipeline=_pipeline(explanation),
-        environment=Machine(**machine.as_dict()),
+        environment=Machine(**machine.as_dict() | {"warnings": warnings}),
     )
 
 

@@ -17,7 +17,7 @@ from qat2int8.ir import Model
 from qat2int8.passes import Context
 from qat2int8.passes.avoid_overflow import AvoidOverflow
 from qat2int8.passes.overflow import overflowing_products
-from qat2int8.pipelines.exact_products import products_overflow
+from qat2int8.pipelines.exact_products import overflow_warning, products_overflow
 from qat2int8.pipelines.sessions import reference_session, run_session, session
 
 NARROW = Context(replace(TARGET, product_sums="narrow"))
@@ -293,3 +293,17 @@ def test_a_model_on_disk_is_read_with_its_weights(tmp_path: Path) -> None:
     onnx.save(model.to_proto(), path, save_as_external_data=True, location="model.data", size_threshold=0)
     feeds = {"x": np.full((1, 4), 255, np.uint8)}
     assert run_session(reference_session(path), feeds)[0].item() == 4 * 127 * 255
+
+
+def test_a_user_of_a_file_is_warned_where_it_overflows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    paths = []
+    for name, weights in (("bad", "100, 100"), ("good", "64, 64")):
+        paths.append(tmp_path / f"{name}.onnx")
+        onnx.save(parse(conv(f"int8[1, 2, 1, 1] w = {{{weights}}}")).to_proto(), paths[-1])
+    monkeypatch.setattr("qat2int8.pipelines.exact_products.products_overflow", lambda: True)
+    told = overflow_warning(paths[0])
+    assert told is not None
+    assert told.startswith(f"{paths[0]}: 1 layer overflows on this processor")
+    assert overflow_warning(paths[1]) is None
+    monkeypatch.setattr("qat2int8.pipelines.exact_products.products_overflow", lambda: False)
+    assert overflow_warning(paths[0]) is None
