@@ -67,6 +67,7 @@ bench: venv
 	@$(BIN)/python benchmarks/speed.py --write
 	@$(BIN)/python benchmarks/convert_time.py --write
 	@$(BIN)/python benchmarks/eight_networks.py --write
+	@$(BIN)/python benchmarks/evaluation_overhead.py --write
 
 clean:
 	@rm -rf .venv .venv-lowest build demo dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
