@@ -10,7 +10,9 @@ from qat2int8.pipelines.benchmarking.history import Change
 from qat2int8.pipelines.benchmarking.published import PUBLISHED_ON
 from qat2int8.pipelines.benchmarking.run import REPEAT, Run
 from qat2int8.pipelines.benchmarking.suite import EXPORTED, FLOAT, OPENVINO, OURS, STATIC, Result
+from qat2int8.pipelines.exact_products import products_overflow
 from qat2int8.pipelines.figures import as_bytes, as_milliseconds, as_rate
+from qat2int8.pipelines.target_files import native_target
 
 __all__ = ["Table", "as_markdown", "changes", "contenders", "costs", "notes", "published", "short"]
 
@@ -104,11 +106,16 @@ def notes(run: Run) -> Iterator[str]:
     )
     seen = {name for result in run.results for name in result.runs}
     if EXPORTED in seen:
-        yield f"{EXPORTED}: the QAT export in onnxruntime; {OURS}: the same export, converted."
+        yield f"{EXPORTED}: the QAT export in onnxruntime; {OURS}: the same, converted for {native_target()}."
     if STATIC in seen:
         yield f"{STATIC}: the float network, calibrated anew and run by onnxruntime."
     if OPENVINO in seen:
         yield f"{OPENVINO}: the QAT export in OpenVINO {version(OPENVINO)}."
+    if products_overflow():
+        yield (
+            f"warning: {STATIC}, and {EXPORTED} where onnxruntime makes integer kernels of it, overflow on this "
+            "processor: fast, and wrong."
+        )
     yield run.machine.summary
     doubt = "" if run.machine.flags else "warning: "
     yield f"{doubt}Of this processor: {run.machine.expectation}."
