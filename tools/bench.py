@@ -80,7 +80,7 @@ def bench(
         append_run(history, document)
 
     _show(report, run, styles, markdown=markdown)
-    if peers and suite.OPENVINO not in against:
+    if run.results and peers and suite.OPENVINO not in against:
         report.line(f"{suite.OPENVINO} takes part once it is installed: pip install 'qat2int8[bench]'")
     if changed:
         report.line()
