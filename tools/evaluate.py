@@ -130,7 +130,7 @@ def evaluate(
             loss_output=loss_output,
             on_batch=None if show is None else lambda done, figures: show(done, _so_far(figures)),
         )
-    profiles = {name: _profile(path, source.batches, counts[0]) for name, path in named.items() if profile}
+    profiles, unprofiled = _profiles(named if profile else {}, source.batches, counts[0])
     verdicts = limit.judge(result) if limit is not None else ()
 
     if report_file is not None:
@@ -143,7 +143,7 @@ def evaluate(
     _show_speed(report, result, list(named), counts)
     for name, times in profiles.items():
         _show_profile(report, name, times)
-    for note in (*result.notes, *source.notes):
+    for note in (*result.notes, *unprofiled, *source.notes):
         report.line(f"note         {note}")
     report.line(f"data         {source.name}")
     report.line(f"machine      {machine.summary}")
@@ -178,10 +178,21 @@ def _thread_counts(text: str) -> list[int]:
     return list(dict.fromkeys(int(part) for part in counts))
 
 
-def _profile(path: Path, batches: Iterable[Batch], threads: int) -> tuple[OpTime, ...]:
+def _profiles(
+    models: dict[str, Path], batches: Iterable[Batch], threads: int
+) -> tuple[dict[str, tuple[OpTime, ...]], list[str]]:
+    """Where the time of each model goes; and of which that cannot be told, and why."""
+    from qat2int8.ir import Qat2Int8Error
     from qat2int8.pipelines.evaluation.profile import profile
 
-    return profile(path, (batch.inputs for batch in islice(batches, _PROFILED_BATCHES)), threads=threads)
+    found, notes = {}, []
+    for name, path in models.items():
+        try:
+            feeds = (batch.inputs for batch in islice(batches, _PROFILED_BATCHES))
+            found[name] = profile(path, feeds, threads=threads)
+        except Qat2Int8Error as error:
+            notes.append(f"{name} has no profile: {error.what}")
+    return found, notes
 
 
 def _show_answers(report: Report, result: Evaluation, names: Sequence[str], threads: int) -> None:

@@ -169,7 +169,9 @@ def test_a_metric_that_raises_is_told_with_sample_and_model(folder: Path) -> Non
 @pytest.mark.parametrize(("text", "how"), [(QONNX, "its fake quantization as Q/DQ"), (LONE, "optimisation off")])
 def test_a_model_that_onnxruntime_refuses_is_run_all_the_same(folder: Path, text: str, how: str) -> None:
     onnx.save(onnx.parser.parse_model(text), folder / "refused.onnx")
-    result = invoke("right.onnx", "refused.onnx", "--data", "data.npz")
+    result = invoke("right.onnx", "refused.onnx", "--data", "data.npz", "--profile")
+    assert "note         refused has no profile: onnxruntime cannot load the model" in result.stdout
+    assert "where the time of right goes" in result.stdout
     assert (result.exit_code, result.stderr) == (0, "")
     assert f"note         onnxruntime does not run refused as it is; it was measured with {how}" in result.stdout
     assert any(line.startswith("refused ") and "100.00" in line for line in result.stdout.splitlines())
