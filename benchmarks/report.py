@@ -22,7 +22,7 @@ def circumstances(*packages: str) -> str:
     """The processor, the versions of ``packages`` and the date, as one line."""
     machine = environment()
     versions = ", ".join(f"{name} {version(name)}" for name in packages)
-    return f"{machine.processor} ({', '.join(machine.flags) or 'no VNNI'}); {versions}; {machine.date}."
+    return f"{machine.processor} ({machine.instructions}); {versions}; {machine.date}."
 
 
 def write(document: Path, section: str, text: str) -> None:

@@ -10,6 +10,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from qat2int8.pipelines.exact_products import products_overflow
+
 __all__ = ["Environment", "environment"]
 
 _CPUINFO = Path("/proc/cpuinfo")
@@ -47,10 +49,17 @@ class Environment:
             return "it multiplies bytes in one instruction (VNNI): expect 3 to 5 times the speed of float"
         if self.flags:
             return "it has dot products of bytes: expect 2 to 4 times the speed of float"
+        if not products_overflow():
+            return "whether it has an instruction for products of bytes (VNNI) is not known here"
         return (
             "it has no instruction for products of bytes (VNNI): expect 1 to 1.8 times the speed of float, and "
             "wrong numbers from models that were not made for that (--target ort-x86-avx2)"
         )
+
+    @property
+    def instructions(self) -> str:
+        """:attr:`flags` as text, or that there are none; a system that names no flags is not taken at its word."""
+        return ", ".join(self.flags) or ("no VNNI" if products_overflow() else "VNNI not known")
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -66,11 +75,12 @@ class Environment:
     def summary(self) -> str:
         """Processor, versions and date as one line."""
         versions = ", ".join(f"{name} {number}" for name, number in self.versions.items())
-        return f"{self.processor} ({', '.join(self.flags) or 'no VNNI'}); {versions}; {self.date}."
+        return f"{self.processor} ({self.instructions}); {versions}; {self.date}."
 
     def as_dict(self) -> dict[str, Any]:
         """Everything, ready for JSON."""
-        return asdict(self) | {"expectation": self.expectation, "warnings": list(self.warnings)}
+        derived = {"instructions": self.instructions, "expectation": self.expectation}
+        return asdict(self) | derived | {"warnings": list(self.warnings)}
 
 
 def environment() -> Environment:

@@ -248,7 +248,8 @@ class _Runner:
 
     def _opened(self) -> ort.InferenceSession:
         try:
-            return session(self.path, threads=self.threads)
+            # A thread that waits busily for the next run takes the processor from the model whose turn it is.
+            return session(self.path, threads=self.threads, yielding=self.threads != 1)
         except UnsupportedModel as refused:
             try:
                 read = ReadReference.open(self.path)

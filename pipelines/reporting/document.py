@@ -195,6 +195,7 @@ class Machine(_Part):
 
     processor: str
     flags: tuple[str, ...]
+    instructions: str
     cores: int
     load: Number
     versions: dict[str, str]

@@ -37,8 +37,10 @@ def as_markdown(document: ReportDocument) -> str:
         parts.append("Nothing that has an integer kernel.")
     machine = document.environment
     versions = ", ".join(f"{name} {number}" for name, number in machine.versions.items())
-    flags = ", ".join(machine.flags) or "no VNNI"
-    parts += ["## Environment", f"{machine.processor} ({flags}), {machine.cores} cores; {versions}."]
+    parts += [
+        "## Environment",
+        f"{machine.processor} ({machine.instructions}), {machine.cores} cores; {versions}.",
+    ]
     parts += [f"- {warning}" for warning in machine.warnings]
     if document.pipeline:
         parts += ["## Pipeline", ", ".join(f"`{name}`" for name in document.pipeline)]

@@ -23,7 +23,10 @@ def machine(*flags: str, load: float | None = 0.1, cores: int = 4) -> Environmen
         ((), "no instruction for products of bytes (VNNI): expect 1 to 1.8 times"),
     ],
 )
-def test_what_to_expect_follows_from_the_instructions(flags: tuple[str, ...], told: str) -> None:
+def test_what_to_expect_follows_from_the_instructions(
+    flags: tuple[str, ...], told: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "products_overflow", lambda: True)
     assert told in machine(*flags).expectation
 
 
@@ -37,7 +40,15 @@ def test_a_busy_machine_is_warned_of() -> None:
 
 def test_the_summary_is_one_line() -> None:
     assert machine("avx_vnni").summary == "A processor (avx_vnni); onnxruntime 1.0; 2026-01-31."
-    assert "(no VNNI)" in machine().summary
+
+
+@pytest.mark.parametrize(("overflows", "told"), [(True, "no VNNI"), (False, "VNNI not known")])
+def test_a_system_that_names_no_flags_is_not_taken_at_its_word(
+    overflows: bool, told: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "products_overflow", lambda: overflows)
+    assert f"({told})" in machine().summary
+    assert ("not known" in machine().expectation) != overflows
 
 
 @pytest.mark.parametrize(

@@ -123,6 +123,7 @@ def test_what_figures_are_worth_is_told(
         found = environment_module.Environment("a processor", flags, 2, load, {"onnxruntime": "1.0"}, "2026-01-01")
         monkeypatch.setattr(environment_module, "environment", lambda: found)
 
+    monkeypatch.setattr(environment_module, "products_overflow", lambda: True)
     machine((), 9.0)
     result = bench("resnet50")
     assert "\nwarning: Of this processor: it has no instruction for products of bytes" in result.stdout
