@@ -52,7 +52,7 @@ class Environment:
         if not products_overflow():
             return "whether it has an instruction for products of bytes (VNNI) is not known here"
         return (
-            "it has no instruction for products of bytes (VNNI): expect 1 to 1.8 times the speed of float, and "
+            "it has no instruction for products of bytes (VNNI): expect 1 to 2 times the speed of float, and "
             "wrong numbers from models that were not made for that (--target ort-x86-avx2)"
         )
 

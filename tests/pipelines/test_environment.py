@@ -20,7 +20,7 @@ def machine(*flags: str, load: float | None = 0.1, cores: int = 4) -> Environmen
         (("avx512_vnni",), "3 to 5 times"),
         (("amx_int8",), "3 to 5 times"),
         (("asimddp",), "2 to 4 times"),
-        ((), "no instruction for products of bytes (VNNI): expect 1 to 1.8 times"),
+        ((), "no instruction for products of bytes (VNNI): expect 1 to 2 times"),
     ],
 )
 def test_what_to_expect_follows_from_the_instructions(
