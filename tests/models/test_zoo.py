@@ -20,7 +20,7 @@ from qat2int8.ir import Qat2Int8Error
 from qat2int8.ir.io import load_model
 from qat2int8.pipelines.convert import convert
 from qat2int8.pipelines.exporters import exporter_of
-from qat2int8.pipelines.sessions import deployed_session
+from qat2int8.pipelines.sessions import deployed_session, session
 from qat2int8.pipelines.target_files import load_target, target_names
 from qat2int8.tools.cli import app
 
@@ -125,6 +125,21 @@ def test_both_formats_compute_the_same(path: Path) -> None:
         np.testing.assert_array_equal(left, right)
     assert forms[0].certificate.executed == forms[1].certificate.executed
     assert forms[0].certificate.integer_macs_percent == forms[1].certificate.integer_macs_percent
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not MODELS, reason="QAT2INT8_ZOO names no folder with models")
+@pytest.mark.parametrize("path", MODELS, ids=lambda path: path.stem)
+def test_without_vnni_the_runtime_as_it_comes_computes_what_it_does_with_it(path: Path) -> None:
+    try:
+        vnni, avx2 = (convert(path, target=target).model.to_proto() for target in ("ort-x86", "ort-x86-avx2"))
+    except Qat2Int8Error:
+        pytest.skip("is refused")
+    plain = session(avx2.SerializeToString(), threads=1)
+    with np.load(path.with_suffix(".npz")) as data:
+        feeds = {value.name: data[f"input_{index}"] for index, value in enumerate(plain.get_inputs())}
+    for there, here in zip(run(vnni, feeds, optimize=True), plain.run(None, feeds), strict=True):
+        np.testing.assert_allclose(here, there, rtol=1e-5, atol=1e-5 * np.abs(there).max())
 
 
 def _top1(logits: np.ndarray, labels: np.ndarray) -> float:
