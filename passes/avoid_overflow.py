@@ -29,8 +29,8 @@ class AvoidOverflow(Pass):
     behind a Relu, never does. For other targets of unsigned activations it tells how many layers would. A second
     operand that is computed becomes unsigned in the Quantize that makes it.
 
-    onnxruntime has the option ``session.x64quantprecision`` for this. Whoever runs the model has to set it, it
-    changes layers that cannot overflow too, and models whose weights share a zero point fail to load (1.31).
+    onnxruntime has the option ``session.x64quantprecision`` for this. Whoever runs the model has to set it, and it
+    changes layers that cannot overflow too.
     """
 
     name = "avoid-overflow"
