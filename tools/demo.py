@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from qat2int8.ir import OutputError
 from qat2int8.tools.console import Debug, Json, Quiet, Report, Verbose
 from qat2int8.tools.page import Page
 
@@ -128,6 +127,8 @@ def demo(
 
 
 def _make(folder: Path) -> None:
+    from qat2int8.ir import OutputError
+
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
