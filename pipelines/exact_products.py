@@ -61,8 +61,8 @@ def exact_products(model: Path | bytes, *, dequantized: bool = True) -> Iterator
         yield model
         return
     graph = _read(model)
-    found = overflowing_products(graph, dequantized=dequantized)
-    if not found:
+    found = [] if graph is None else overflowing_products(graph, dequantized=dequantized)
+    if graph is None or not found:
         yield model
         return
     unsign(graph, found)
@@ -74,7 +74,9 @@ def exact_products(model: Path | bytes, *, dequantized: bool = True) -> Iterator
 
 def overflow_warning(path: Path) -> str | None:
     """What to say of a model whose answers are wrong on this processor; None of one whose answers are right."""
-    if not products_overflow() or not (layers := len(overflowing_products(_read(path)))):
+    graph = _read(path) if products_overflow() else None
+    layers = 0 if graph is None else len(overflowing_products(graph))
+    if not layers:
         return None
     return (
         f"{path}: {layers} {'layer overflows' if layers == 1 else 'layers overflow'} on this processor, which has "
@@ -82,6 +84,12 @@ def overflow_warning(path: Path) -> str | None:
     )
 
 
-def _read(model: Path | bytes) -> Model:
-    """Without the checks of a user's file: models made for a measurement lack types here and there."""
-    return Model(oir.from_proto(onnx.load_from_string(model)) if isinstance(model, bytes) else oir.load(model))
+def _read(model: Path | bytes) -> Model | None:
+    """Without the checks of a user's file: models made for a measurement lack types here and there.
+
+    None for what is no model, which is for the runtime to refuse.
+    """
+    try:
+        return Model(oir.from_proto(onnx.load_from_string(model)) if isinstance(model, bytes) else oir.load(model))
+    except Exception:  # protobuf's DecodeError, whose module differs between its implementations, and the system's
+        return None

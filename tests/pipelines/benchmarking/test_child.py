@@ -7,6 +7,7 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -40,8 +41,16 @@ def test_a_command_that_was_killed_says_by_what() -> None:
         measured_command([sys.executable, "-S", "-c", "import os; os.kill(os.getpid(), 15)"])
 
 
+@pytest.fixture
+def heeds_interrupts() -> Iterator[None]:
+    """A shell starts what runs in the background with interrupts ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
-def test_nothing_goes_on_when_it_is_interrupted(tmp_path: Path) -> None:
+def test_nothing_goes_on_when_it_is_interrupted(tmp_path: Path, heeds_interrupts: None) -> None:
     file = tmp_path / "process"
     script = f"import os, pathlib, time; pathlib.Path({str(file)!r}).write_text(str(os.getpid())); time.sleep(600)"
 
