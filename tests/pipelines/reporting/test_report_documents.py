@@ -110,7 +110,7 @@ def test_what_is_gathered(document: ReportDocument) -> None:
     assert document.reference.bytes == SOURCE.stat().st_size
     assert document.left_float[0].code == "Q303"
     assert document.pipeline[0] == "raise-opset"
-    assert document.pipeline[-1] == "cleanup"
+    assert document.pipeline[-1] == "own-zero-points"
 
 
 def test_the_page_needs_nothing_else_and_holds_every_part(document: ReportDocument) -> None:
