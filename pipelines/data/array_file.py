@@ -115,19 +115,25 @@ def read_rows(stream: IO[bytes], header: ArrayHeader, first: int, count: int, wh
     return array.astype(header.dtype.newbyteorder("="), copy=False)
 
 
+_PIECE = 1 << 26
+"""Bytes."""
+
+
 def read_exactly(stream: IO[bytes], count: int) -> bytearray:
     """``count`` bytes, fewer only where the stream ends.
 
-    Not mapped: pages of a mapped file count as memory of the process, and one that shrinks meanwhile kills it.
+    Not mapped: pages of a mapped file count as memory of the process, and one that shrinks meanwhile kills it. A
+    damaged header may ask for more than there is memory, so no more is taken than the stream turns out to hold.
     """
-    content = bytearray(count)
-    view = memoryview(content)
+    content = bytearray()
     filled = 0
     while filled < count:
-        got = stream.readinto(view[filled:])  # type: ignore[attr-defined]
-        if not got:
+        content.extend(bytes(min(_PIECE, count - filled)))
+        view = memoryview(content)
+        while filled < len(content) and (got := stream.readinto(view[filled:])):  # type: ignore[attr-defined]
+            filled += got
+        view.release()
+        if filled < len(content):
             break
-        filled += got
-    view.release()
     del content[filled:]
     return content

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import gzip
 import shutil
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from qat2int8.ir import DataError
-from qat2int8.pipelines.data import Batch, open_data
+from qat2int8.pipelines.data import Batch, InputSpec, open_data
 
 each_format = pytest.mark.parametrize("golden", GOLDEN, ids=str)
 
@@ -106,6 +108,15 @@ def test_a_damaged_byte_changes_numbers_or_is_an_error(
         for batch in open_data(source, [golden.spec]):
             assert batch.inputs["x"].shape[1:] == golden.shape
             assert np.isfinite(batch.inputs["x"]).all()
+
+
+def test_a_header_that_asks_for_more_than_there_is_memory_is_an_error(tmp_path: Path) -> None:
+    sizes = struct.pack(">4i", 2051, 1, 2**31 - 1, 2**31 - 1)
+    path = tmp_path / "train-images-idx3-ubyte.gz"
+    path.write_bytes(gzip.compress(sizes + bytes(100)))
+    spec = InputSpec("x", np.dtype(np.float32), (None, 1, None, None))
+    with pytest.raises(DataError, match="is cut short: of 1 samples 0 are there"):
+        list(open_data(str(path), [spec]))
 
 
 @each_format
