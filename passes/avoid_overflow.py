@@ -13,9 +13,8 @@ import onnx_ir as oir
 from qat2int8.ir import Code, Diagnostic, Model, Severity
 from qat2int8.passes.base import Context, Pass, PassResult
 from qat2int8.passes.overflow import Product, overflowing_products
-from qat2int8.passes.pattern import maker
+from qat2int8.passes.private_path import private_path
 from qat2int8.passes.registry import register
-from qat2int8.passes.sole_consumer import sole_consumer
 
 
 @register
@@ -73,14 +72,9 @@ def unsign(model: Model, found: Iterable[Product]) -> int:
     return changed
 
 
-_SHIFT = 128
-_MOVES = ("Flatten", "Reshape", "Squeeze", "Transpose", "Unsqueeze")
-
-
 def _unsign_constant(model: Model, product: Product, levels: npt.NDArray[Any]) -> bool:
     holder = product.holder
-    given = holder.inputs[product.zero_point] if product.zero_point < len(holder.inputs) else None
-    zeros = np.zeros((), np.int8) if given is None else model.constant(given)
+    zeros = np.zeros((), np.int8) if product.zero is None else model.constant(product.zero)
     if zeros is None:
         return False
     name = product.weight.name or "weight"
@@ -97,17 +91,9 @@ def _unsign_computed(model: Model, product: Product) -> bool:
     """Change the Quantize that signs the operand, where there is one and nobody else reads its integers."""
     if product.holder.op_type != "DequantizeLinear":
         return False
-    path: list[oir.Node] = []
-    reader, value = product.holder, product.weight
-    while True:
-        node = maker(model, value, "QuantizeLinear", *_MOVES)
-        if node is None or sole_consumer(model, value) is not reader:
-            return False
-        path.append(node)
-        if node.op_type == "QuantizeLinear":
-            break
-        assert node.inputs[0] is not None
-        reader, value = node, node.inputs[0]
+    path = list(private_path(model, product.holder))
+    if not path or path[-1].op_type != "QuantizeLinear":
+        return False
     zeros = [
         model.constant(node.inputs[2]) if len(node.inputs) > 2 else None for node in (path[-1], product.holder)
     ]
@@ -123,4 +109,4 @@ def _unsign_computed(model: Model, product: Product) -> bool:
 
 def _raised(levels: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
     # In two's complement, adding 128 is turning the highest bit over.
-    return levels.view(np.uint8) ^ np.uint8(_SHIFT) if levels.flags.c_contiguous else _raised(levels.copy())
+    return levels.astype(np.uint8) ^ np.uint8(128)

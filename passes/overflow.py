@@ -58,6 +58,11 @@ class Product:
         assert value is not None
         return value
 
+    @property
+    def zero(self) -> oir.Value | None:
+        """The zero point of :attr:`weight`; None where it is left out."""
+        return _input(self.holder, self.zero_point)
+
 
 def products(model: Model, *, dequantized: bool = True) -> Iterator[Product]:
     """The layers of the main graph that multiply unsigned by signed bytes, or that the runtime makes such of.
@@ -170,7 +175,7 @@ def _computed_level(model: Model, value: oir.Value, known: dict[oir.Value, int])
 
 def _is_signed(model: Model, product: Product) -> bool:
     # What nodes compute has no type until shapes are inferred; a zero point has that of its integers.
-    for value in (_input(product.holder, index) for index in (product.data, product.zero_point)):
+    for value in (_input(product.holder, product.data), product.zero):
         if value is not None and value.dtype is not None:
             return value.dtype is oir.DataType.INT8
         array = model.constant(value)

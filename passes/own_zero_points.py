@@ -30,8 +30,7 @@ class OwnZeroPoints(Pass):
         owners: dict[oir.Value, oir.Node] = {}
         copied = 0
         for product in products(model):
-            holder = product.holder
-            zero_point = holder.inputs[product.zero_point] if product.zero_point < len(holder.inputs) else None
+            holder, zero_point = product.holder, product.zero
             array = model.constant(zero_point)
             if zero_point is None or array is None or owners.setdefault(zero_point, holder) is holder:
                 continue

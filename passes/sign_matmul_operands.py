@@ -10,6 +10,7 @@ import onnx_ir as oir
 from qat2int8.ir import Contract, Fact, Model, Target
 from qat2int8.passes.base import Context, Pass, PassResult
 from qat2int8.passes.pattern import maker
+from qat2int8.passes.private_path import private_path
 from qat2int8.passes.qdq_step import Step, read_step
 from qat2int8.passes.registry import register
 from qat2int8.passes.sole_consumer import sole_consumer
@@ -48,7 +49,9 @@ class SignMatmulOperands(Pass):
 
     def _sign(self, model: Model, target: Target, node: oir.Node, dequantize: oir.Node) -> bool:
         step = read_step(model, dequantize)
-        transpose = _transpose_before(model, dequantize)
+        # The nearest one whose integers nobody else reads.
+        path = private_path(model, dequantize)
+        transpose = next((node for node in path if node.op_type == "Transpose"), None)
         if step is None or transpose is None or step.axis is not None or step.zero_point.dtype != np.uint8:
             return False
         source = transpose.inputs[0]
@@ -78,21 +81,6 @@ class SignMatmulOperands(Pass):
 
 
 _SHIFT = 128
-_MOVES = ("Flatten", "Reshape", "Squeeze", "Transpose", "Unsqueeze")
-
-
-def _transpose_before(model: Model, dequantize: oir.Node) -> oir.Node | None:
-    """The nearest Transpose between a Quantize and ``dequantize`` whose integers nobody else reads."""
-    node: oir.Node | None = dequantize
-    while node is not None and (node is dequantize or node.op_type in _MOVES):
-        value = node.inputs[0]
-        mover = maker(model, value, *_MOVES)
-        if value is None or mover is None or sole_consumer(model, value) is not node:
-            return None
-        if mover.op_type == "Transpose":
-            return mover
-        node = mover
-    return None
 
 
 def _is_kernel(model: Model, target: Target, value: oir.Value | None) -> bool:
