@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import onnx
 import onnx_ir as oir
-import onnxruntime as ort
 from onnx import TensorProto, helper, numpy_helper
 
 from qat2int8.ir import Model
@@ -28,6 +27,9 @@ def products_overflow() -> bool:
     Asked of the runtime, with the largest products there are: which kernel it takes depends on more than the flags
     of the processor.
     """
+    # Names of targets are looked up by commands that run no model, and the runtime takes long to load.
+    import onnxruntime as ort
+
     levels, weight = np.full((1, 64), 255, np.uint8), np.full((64, 16), 127, np.int8)
     constants = [
         numpy_helper.from_array(array, name)
