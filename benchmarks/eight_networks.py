@@ -18,14 +18,11 @@ from qat2int8.pipelines.environment import environment
 def full(run: Run) -> str:
     """Everything that was measured, for the page on benchmarks."""
     lines: list[str] = []
-    for style, explained in suite.STYLES.items():
-        results = [result for result in run.results if result.style == style]
-        if results:
-            lines += [f"**{style}**: {explained}.", ""]
-            for table in (tables.published(results), tables.contenders(results)):
-                lines += [*tables.as_markdown(table), ""]
-            lines += ["Time and peak memory of the process that makes the integer model:", ""]
-            lines += [*tables.as_markdown(tables.costs(results)), ""]
+    for style, parts in tables.sections(run):
+        lines += [f"**{style}**: {suite.STYLES[style]}.", ""]
+        for caption, table in parts:
+            lines += [caption, ""] if caption else []
+            lines += [*tables.as_markdown(table), ""]
     return "\n".join([*lines, *_listed(tables.notes(run))])
 
 

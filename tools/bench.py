@@ -79,7 +79,7 @@ def bench(
     if history is not None and run.results:
         append_run(history, document)
 
-    _show(report, run, styles, markdown=markdown)
+    _show(report, run, markdown=markdown)
     if run.results and peers and suite.OPENVINO not in against:
         report.line(f"{suite.OPENVINO} takes part once it is installed: pip install 'qat2int8[bench]'")
     if changed:
@@ -101,19 +101,17 @@ def bench(
         raise typer.Exit(_INCOMPLETE)
 
 
-def _show(report: Report, run: Run, styles: list[str], *, markdown: bool) -> None:
+def _show(report: Report, run: Run, *, markdown: bool) -> None:
     from qat2int8.pipelines.benchmarking import suite, tables
 
-    for each in styles:
-        measured = [result for result in run.results if result.style == each]
-        if measured:
-            report.line(f"Fake quant in the style {each}: {suite.STYLES[each]}.")
-            report.line()
-            for table in (tables.published(measured), tables.contenders(measured)):
-                _put(report, table, markdown=markdown)
-            report.line("Time and peak memory of the process that makes the integer model:")
-            report.line()
-            _put(report, tables.costs(measured), markdown=markdown)
+    for style, parts in tables.sections(run):
+        report.line(f"Fake quant in the style {style}: {suite.STYLES[style]}.")
+        report.line()
+        for caption, table in parts:
+            if caption:
+                report.line(caption)
+                report.line()
+            _put(report, table, markdown=markdown)
     if run.results:
         for note in tables.notes(run):
             report.line(note)

@@ -9,15 +9,24 @@ from typing import TypeAlias
 from qat2int8.pipelines.benchmarking.history import Change
 from qat2int8.pipelines.benchmarking.published import PUBLISHED_ON
 from qat2int8.pipelines.benchmarking.run import REPEAT, Run
-from qat2int8.pipelines.benchmarking.suite import EXPORTED, FLOAT, OPENVINO, OURS, STATIC, Result
+from qat2int8.pipelines.benchmarking.suite import EXPORTED, FLOAT, OPENVINO, OURS, STATIC, STYLES, Result
 from qat2int8.pipelines.exact_products import products_overflow
 from qat2int8.pipelines.figures import as_bytes, as_milliseconds, as_rate
 from qat2int8.pipelines.target_files import native_target
 
-__all__ = ["Table", "as_markdown", "changes", "contenders", "costs", "notes", "published", "short"]
+__all__ = ["Table", "as_markdown", "changes", "contenders", "costs", "notes", "published", "sections", "short"]
 
 Table: TypeAlias = tuple[Sequence[str], list[Sequence[str]]]
 """Column heads and rows; the first column is text, the others are numbers."""
+
+
+def sections(run: Run) -> Iterator[tuple[str, list[tuple[str, Table]]]]:
+    """For each style that was measured its tables, each with what to say above it, if anything."""
+    for style in STYLES:
+        results = [result for result in run.results if result.style == style]
+        if results:
+            made = "Time and peak memory of the process that makes the integer model:"
+            yield style, [("", published(results)), ("", contenders(results)), (made, costs(results))]
 
 
 def published(results: Sequence[Result]) -> Table:
