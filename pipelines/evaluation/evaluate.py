@@ -8,6 +8,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -247,9 +248,10 @@ class _Runner:
         self.sizes: list[int] = []
 
     def _opened(self) -> ort.InferenceSession:
+        # A thread that waits busily for the next run takes the processor from the model whose turn it is.
+        open_plain = partial(session, threads=self.threads, yielding=self.threads != 1)
         try:
-            # A thread that waits busily for the next run takes the processor from the model whose turn it is.
-            return session(self.path, threads=self.threads, yielding=self.threads != 1)
+            return open_plain(self.path)
         except UnsupportedModel as refused:
             try:
                 read = ReadReference.open(self.path)
@@ -261,7 +263,7 @@ class _Runner:
             if read.path != self.path:
                 with contextlib.suppress(UnsupportedModel):
                     self.note = f"{told}its fake quantization as Q/DQ"
-                    return session(read.path, threads=self.threads)
+                    return open_plain(read.path)
             self.note = f"{told}optimisation off: its answers count, its speed does not"
             try:
                 return reference_session(read.path, threads=self.threads)
