@@ -99,7 +99,7 @@ class Page:
         if reference is None:
             return {"evaluation": self._evaluation(models, source, silent), "data": source.name}
         readable = ReadReference.open(reference)
-        evaluation, note = self._side_by_side(models, source, silent)
+        evaluation = self._evaluation(models, source, silent)
         few = source.first(self.samples)
         comparison = compare_layers(readable, model, few)
         worst = [layer.name for layer in comparison.worst_first()[:_HISTOGRAMS]]
@@ -108,23 +108,8 @@ class Page:
             "data": source.name,
             "comparison": comparison,
             "values": activations(readable, model, few, worst),
-            "notes": (*note, *comparison.notes),
+            "notes": (*evaluation.notes, *comparison.notes),
         }
-
-    def _side_by_side(
-        self, models: dict[str, Path], source: Source, silent: bool
-    ) -> tuple[Evaluation, tuple[str, ...]]:
-        """Both models as they are; where onnxruntime refuses the reference, what can be had of it."""
-        from qat2int8.ir import UnsupportedModel
-
-        first, *others = models
-        try:
-            found = self._evaluation(models, source, silent)
-        except UnsupportedModel:
-            rest = {name: models[name] for name in others}
-            refused = f"onnxruntime does not run {first} as it is"
-            return self._evaluation(rest, source, silent), (f"{refused}; its answers and speed are not known",)
-        return found, found.notes
 
     def _evaluation(self, models: dict[str, Path], source: Source, silent: bool) -> Evaluation:
         from qat2int8.pipelines.evaluation.evaluate import evaluate
